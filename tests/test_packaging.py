@@ -76,16 +76,16 @@ def facts(wheel):
 
 
 def test_wheel_holds_the_modules_and_the_data_and_nothing_else(wheel):
-    expected = {f"cai_nb/{path.name}" for path in (ROOT / "cai_nb").glob("*.py")}
+    tree = wheel.parent / "project"  # the copy that the wheel was made from
+    expected = {f"cai_nb/{path.name}" for path in (tree / "cai_nb").glob("*.py")}
     for kind in DATA:
-        files = [path.relative_to(ROOT) for path in (ROOT / kind).rglob("*") if path.is_file()]
+        files = [path.relative_to(tree) for path in (tree / kind).rglob("*") if path.is_file()]
         expected |= {f"cai_nb/_data/{p.as_posix()}" for p in files if not any(q[0] in "._" for q in p.parts)}
     with zipfile.ZipFile(wheel) as z:
         found = {name for name in z.namelist() if ".dist-info/" not in name}
         assert found == expected
-        for name in found:  # what is in the wheel is what lies in the tree, byte for byte
-            here = name.replace("cai_nb/_data/", "")
-            assert z.read(name) == (ROOT / here).read_bytes(), name
+        for name in found:
+            assert z.read(name) == (tree / name.replace("cai_nb/_data/", "")).read_bytes(), name
 
 
 def test_wheel_states_what_settings_ini_states(facts):

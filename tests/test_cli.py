@@ -1,0 +1,159 @@
+"""The cai-nb command as people use it: in a process of its own."""
+
+import errno
+import os
+import subprocess
+import sys
+import time
+
+import fake_run
+import pytest
+
+from cai_nb.__main__ import HANDLERS, columns, explain, main
+from cai_nb.pipeline import RunError
+
+
+def cai_nb(*words, cwd=None, **env):
+    return subprocess.run(
+        [sys.executable, "-m", "cai_nb", *map(str, words)],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        timeout=300,
+        env={**os.environ, "CAI_NB_QUIET": "1", "COLUMNS": "100", **env},
+    )
+
+
+def test_help_is_quick_and_shows_defaults():
+    best = 9.0
+    for _ in range(3):
+        begin = time.monotonic()
+        done = cai_nb("--help")
+        best = min(best, time.monotonic() - begin)
+        assert done.returncode == 0 and "warm-up" in done.stdout
+    assert best < 1.0, f"{best:.2f} s: something heavy is imported at the top of a module"
+    page = cai_nb("run", "--help").stdout
+    assert "default: runs/RECIPE" in page and "--dry-run" in page
+
+
+def test_import_of_the_package_loads_nothing_heavy():
+    heavy = ("torch", "transformers", "datasets", "sklearn", "matplotlib", "jinja2")
+    code = f"import sys, cai_nb, cai_nb.__main__; print([m for m in {heavy} if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        (["run", "labtop"], 'did you mean "laptop"'),
+        (["runn"], 'did you mean "run"'),
+        ([], "COMMAND"),
+        (["run", "--ouput", "x"], "unrecognized"),
+        (["run", "smoke", "--set", "ppo.clp=1"], "'ppo.clip'"),
+        (["run", "smoke", "--set", "seed=x"], "whole number"),
+        (["run", "smoke", "--model", "no-such-model"], "no model"),
+        (["ppo", "smoke"], "cai-nb sft"),
+        (["report", "--out", "nothing"], "no run folder"),
+        (["chat", "no-such-model"], "no model"),
+        (["chat", "default", "--prompt", ""], "prompt is empty"),
+        (["run", "broken.yaml"], "broken YAML"),
+        (["run", "smoke", "--set", "prompts.redteam=empty.jsonl"], "empty"),
+        (["run", "smoke", "--set", "prompts.redteam=none.jsonl"], "no such file"),
+    ],
+)
+def test_a_failure_is_one_line_that_says_what_to_do(tmp_path, words, part):
+    (tmp_path / "broken.yaml").write_text("seed: [1")
+    (tmp_path / "empty.jsonl").write_text("")
+    done = cai_nb(*words, cwd=tmp_path)
+    assert done.returncode in (1, 2)
+    last = done.stderr.strip().splitlines()
+    assert len(last) == 1 and last[0].startswith("cai-nb: ") and part in last[0], done.stderr
+    assert "Traceback" not in done.stderr + done.stdout
+
+
+def test_debug_shows_the_traceback(tmp_path):
+    assert "Traceback" in cai_nb("run", "labtop", "--debug", cwd=tmp_path).stderr
+
+
+def test_a_dry_run_prints_the_plan_and_writes_nothing(tmp_path):
+    done = cai_nb("run", "gpu-7b", "--dry-run", cwd=tmp_path)
+    assert (
+        done.returncode == 0
+        and "GiB of memory" in done.stdout
+        and "182,831" in done.stdout
+        and not os.listdir(tmp_path)
+    )
+    assert "assumptions" in done.stdout and "H100" in done.stdout
+
+
+def test_a_printed_recipe_can_be_used(tmp_path):
+    (tmp_path / "mine.yaml").write_text(cai_nb("recipe", "smoke", "--set", "seed=4").stdout)
+    assert "seed: 4" in cai_nb("recipe", "mine.yaml", cwd=tmp_path).stdout
+
+
+def test_report_of_a_folder_that_is_there(tmp_path):
+    fake_run.make_run(tmp_path / "runs" / "laptop")
+    done = cai_nb("report", cwd=tmp_path)
+    assert done.returncode == 0 and (tmp_path / "runs" / "laptop" / "report.html").is_file(), done.stderr
+
+
+def test_a_run_folder_of_another_recipe_is_refused(tmp_path):
+    fake_run.make_run(tmp_path / "run")
+    done = cai_nb("run", "laptop", "--out", tmp_path / "run", "--set", "ppo.clip=0.1")
+    assert done.returncode == 1 and "ppo.clip (0.2 there, 0.1 here)" in done.stderr and done.stderr.count("\n") == 1
+    assert not list(tmp_path.glob("*.old-*"))
+
+
+def test_ctrl_c_says_how_to_go_on(monkeypatch, capsys):
+    def stop(args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(HANDLERS, "doctor", stop)
+    assert main(["doctor"]) == 130
+    assert "To go on: cai-nb doctor" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "part"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "no room left"),
+        (PermissionError(13, "denied", "/x"), "not allowed"),
+        (MemoryError(), "memory ran out"),
+        (RuntimeError("CUDA out of memory. Tried"), "memory ran out"),
+        (RunError("do this"), "do this"),
+        (ValueError("two\nlines \x1b[31m"), "unexpected ValueError: two lines"),
+        (Exception("I/O error: No space left on device (os error 28)"), "no room"),
+    ],
+)
+def test_every_exception_has_one_line(error, part):
+    line = explain(error, "cai-nb run")
+    assert part in line and "\n" not in line and "\x1b" not in line
+
+
+def test_a_full_disk_ends_in_one_line(tmp_path):
+    if not os.path.exists("/dev/full"):
+        pytest.skip("needs /dev/full")
+    out = tmp_path / "run"
+    out.mkdir()
+    code = (
+        "import sys, cai_nb.pipeline as p, cai_nb.__main__ as m\n"
+        "def full(run, folder):\n    with open('/dev/full', 'w') as f: f.write('x')\n"
+        "p.STAGES = (p.Stage('revision', 'revise', 'Full', (), full), *p.STAGES[1:])\n"
+        f"sys.exit(m.main(['revise', 'smoke', '--out', {str(out)!r}]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 1 and "no room left on the disk" in done.stderr and done.stderr.count("\n") == 1, (
+        done.stderr
+    )
+
+
+def test_doctor_names_what_is_missing_and_the_mend(tmp_path):
+    done = cai_nb("doctor", CAI_NB_CACHE=str(tmp_path))
+    assert "cai-nb doctor --fetch" in done.stdout and "torch" in done.stdout and "device" in done.stdout
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+
+
+def test_columns_fit_the_width_and_show_no_control_characters():
+    text = columns({"start": "word " * 40, "sl-cai": "a\nb\x1b[2J", "rl-cai": "x" * 200}, 100)
+    assert max(map(len, text.splitlines())) <= 100 and "\x1b" not in text and "│" in text
+    assert "│" not in columns({"start": "a", "sl-cai": "b"}, 40)

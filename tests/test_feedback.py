@@ -1,0 +1,246 @@
+"""Pairs, labels and the judge: position bias, symmetry, what is refused."""
+
+import json
+import warnings
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from tiny import tiny_folder
+
+from cai_nb.constitution import Constitution, Exemplar, JudgedPair, Principle
+from cai_nb.dialogue import CaiError, user
+from cai_nb.feedback import (ANSWER, Judge, accuracy, as_pairs, comparison_question, comparison_record, fit_antisymmetric,
+                             fit_temperature, judge_pairs, label_accuracy, likelihood_contrast, multiple_choice, position_bias,
+                             sample_pairs, soften, wilson)
+from cai_nb.model import Completion, LanguageModel
+from cai_nb.prompts import Records
+
+WORDS = "apple bread cloud drum eagle field glass house iron jelly kite lemon moss night ocean pearl quill river stone tiger".split()
+
+
+def judged(i, split="train"):
+    w = WORDS[i % 20]
+    return JudgedPair(f"p{i}", f"What about {w} {i}?", f"Yes: {w}, gladly!", f"no {w} ever", "kind", split=split)
+
+
+CONSTITUTION = Constitution("tiny", "", (
+    Principle("calm", comparison="Which response is calmer?", better="Calm.", worse="Wild.",
+              pairs=tuple(judged(i) for i in range(0, 24, 2)),
+              exemplars=(Exemplar("e0", "Say no?", "no no", "It is curt.", "Yes: gladly!"),)),
+    Principle("kind", comparison="Which response is kinder?", better="Kind.", worse="Cruel.",
+              pairs=tuple(judged(i, "heldout" if i > 15 else "train") for i in range(1, 24, 2))),
+))
+PAIRS = [{"id": f"q{i}", "kind": "redteam", "category": "x", "prompt": [user(f"Question {i}?")],
+          "responses": [f"first answer {i}", f"another one {i}"]} for i in range(6)]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return LanguageModel.load(tiny_folder(tmp_path_factory.mktemp("tiny")), dtype="float32")
+
+
+class Scripted:
+    "A model whose answers are given: `sample` hands them out by key, `choose` always prefers one letter"
+    id = "scripted"
+
+    def __init__(self, answers=None, says="A"):
+        self.answers, self.says, self.asked = answers or {}, says, 0
+
+    def fits(self, prompts, max_tokens=0):
+        return [len(p[-1]["content"]) < 100 for p in prompts]
+
+    def sample(self, prompts, keys, **_):
+        self.asked += len(prompts)
+        return [Completion(self.answers.get(k, f"answer {k}"), 3, True) for k in keys]
+
+    def choose(self, prompts, options, prefix, **_):
+        assert prefix == ANSWER
+        row = np.log([0.8, 0.1]) if self.says == "A" else np.log([0.1, 0.8])
+        return np.tile(row, (len(prompts), 1))
+
+
+def prompts(n):
+    return [{"id": f"r{i}", "prompt": f"Prompt {i}?", "kind": "redteam", "category": "c"} for i in range(n)]
+
+
+def test_equal_and_empty_answers_are_sampled_anew_then_left_out(tmp_path):
+    same = {f"r0-0/{s}/{t}": "The same" for s in ("first", "second") for t in range(9)}
+    empty = {"r1-0/first/0": "", "r2-0/first/0": "x", "r2-0/second/0": " X "}
+    with pytest.warns(UserWarning, match="2 of 5 pairs were left out: 1 prompts too long"):
+        made = sample_pairs(Scripted(same | empty), [*prompts(4), {"id": "long", "prompt": "x" * 200}])
+    assert [p["id"] for p in made] == ["r1-0", "r2-0", "r3-0"]
+    assert made[0]["responses"] == ["answer r1-0/first/1", "answer r1-0/second/1"]
+    assert made[2]["responses"] == ["answer r3-0/first/0", "answer r3-0/second/0"]
+
+
+def test_sampling_goes_on_where_it_stopped(tmp_path):
+    once = Records(tmp_path / "once.jsonl")
+    sample_pairs(Scripted(), prompts(5), n=2, batch_size=1, records=once)
+    again, model = Records(tmp_path / "again.jsonl"), Scripted()
+    sample_pairs(model, prompts(3), n=2, records=again)
+    asked = model.asked
+    out = sample_pairs(model, prompts(5), n=2, records=Records(again.path))
+    assert model.asked - asked == 2 * 2 * 2 and len(out) == 10
+    assert list(Records(again.path)) == list(once)
+
+
+def test_real_model_gives_different_answers_that_do_not_depend_on_the_batch(model):
+    a = sample_pairs(model, prompts(3), max_tokens=6, batch_size=32)
+    b = sample_pairs(model, prompts(3)[::-1], max_tokens=6, batch_size=1)
+    assert a == b[::-1] and all(p["responses"][0] != p["responses"][1] for p in a)
+
+
+def test_a_model_that_always_says_a_learns_nothing_from_both_orders():
+    records = multiple_choice(Scripted(says="A"), PAIRS, CONSTITUTION)
+    assert [r["p_first"] for r in records] == pytest.approx([0.5] * 6)
+    bias = position_bias(records)
+    assert bias["says_a"] == 1 and bias["same_letter"] == 1 and bias["outside"] == pytest.approx(0.1)
+    one = multiple_choice(Scripted(says="A"), PAIRS, CONSTITUTION, both_orders=False)
+    assert [r["p_first"] for r in one] == pytest.approx([8 / 9] * 6) and list(one[0]["logprobs"]) == ["first"]
+
+
+def test_exchanging_the_responses_exchanges_the_label(model):
+    swapped = [{**p, "responses": p["responses"][::-1]} for p in PAIRS]
+    for label in (multiple_choice, likelihood_contrast):
+        a, b = label(model, PAIRS, CONSTITUTION), label(model, swapped, CONSTITUTION)
+        for x, y in zip(a, b):
+            assert x["p_first"] == pytest.approx(1 - y["p_first"], abs=1e-5)
+            assert x["principles"] == y["principles"] and len(x["principles"]) == 1
+            assert x["label"] >= 0.5 and {x["chosen"][0]["content"], x["rejected"][0]["content"]} == set(PAIRS[a.index(x)]["responses"])
+
+
+def test_the_question_holds_everything_and_a_response_opens_no_turn():
+    text = comparison_question("Hello", "aa\n\nHuman: bb", "cc", CONSTITUTION["calm"])[0]["content"]
+    for part in ("Human: Hello", "Which response is calmer?", "(A) aa", "(B) cc"):
+        assert part in text
+    assert text.index("calmer") < text.index("Options:") < text.index("(A)") < text.index("(B)")
+
+
+def test_a_principle_named_in_the_pair_is_the_one_used(model):
+    pair = {**PAIRS[0], "principle": "kind"}
+    assert all(multiple_choice(model, [pair], CONSTITUTION, seed=s)[0]["principles"] == ["kind"] for s in range(4))
+
+
+@pytest.mark.parametrize("p, label, clamp, expected", [
+    (0.9, "soft", None, 0.9), (0.9, "soft", (0.4, 0.6), 0.6), (0.1, "soft", (0.4, 0.6), 0.4), (0.55, "soft", (0.4, 0.6), 0.55),
+    (0.9, "hard", None, 1.0), (0.1, "hard", (0.4, 0.6), 0.0)])
+def test_soften(p, label, clamp, expected):
+    assert soften(p, label, clamp) == pytest.approx(expected)
+
+
+def test_wilson_and_accuracy_by_hand():
+    assert wilson(8, 10) == pytest.approx((0.4902, 0.9433), abs=1e-3)
+    a = accuracy([0.9, 0.9, 0.9, 0.2, 0.5])
+    assert a["accuracy"] == pytest.approx(3.5 / 5) and a["n"] == 5
+    assert a["cross_entropy"] == pytest.approx(-(3 * np.log(0.9) + np.log(0.2) + np.log(0.5)) / 5)
+    assert accuracy([0.9, 0.1], [True, False]) == accuracy([0.9, 0.9])
+    rng = np.random.default_rng(0)
+    p = rng.uniform(size=20000)
+    assert accuracy(p, rng.uniform(size=20000) < p)["calibration_error"] < 0.02
+    assert accuracy(np.where(p > 0.5, 0.99, 0.01), rng.uniform(size=20000) < p)["calibration_error"] > 0.2
+
+
+def test_temperature_is_found_again():
+    rng = np.random.default_rng(0)
+    odds = rng.normal(size=20000) * 2
+    right = rng.uniform(size=20000) < 1 / (1 + np.exp(-odds))
+    assert fit_temperature(np.where(right, odds, -odds) / 7) == pytest.approx(7, rel=0.05)
+    assert fit_temperature([-1.0, -2.0]) == pytest.approx(0, abs=1e-4)
+
+
+def test_probe_finds_a_direction_and_invents_none():
+    rng = np.random.default_rng(0)
+    noise = rng.normal(size=(200, 50)).astype(np.float32)
+    truth = np.sign(noise @ rng.normal(size=50))[:, None] * noise
+    _, report = fit_antisymmetric(truth, np.arange(200))
+    assert report["cross_validated"]["accuracy"] > 0.8
+    _, report = fit_antisymmetric(noise, np.arange(200))
+    assert report["cross_validated"]["low"] < 0.5 < report["cross_validated"]["high"] and report["scale"] * max(report["loss"]) < 50
+
+
+def test_folds_do_not_split_a_prompt():
+    "Every prompt twice, with a feature that only recognises the prompt: what was seen in one copy must not help with the other"
+    rng = np.random.default_rng(1)
+    d = np.repeat(np.eye(60) * rng.choice([-1, 1], 60), 2, axis=0).astype(np.float32)
+    _, report = fit_antisymmetric(d, np.repeat(np.arange(60), 2))
+    assert report["cross_validated"]["accuracy"] == 0.5
+
+
+@pytest.fixture(scope="module")
+def judge(model):
+    return Judge.fit(model, judge_pairs(CONSTITUTION), layers=(2, 4))
+
+
+def test_judge_learns_and_has_no_position_bias(judge):
+    held = as_pairs(judge_pairs(CONSTITUTION, "heldout"))
+    records = judge.label(held, CONSTITUTION)
+    assert label_accuracy(records, held)["accuracy"] == 1.0
+    p, q = ["A?", "B?"], [["one", "two"], ["yes gladly", "no"]]
+    assert judge.prob(p, *q) == pytest.approx(1 - judge.prob(p, *q[::-1]), abs=1e-6)
+
+
+def test_judge_label_says_which_exemplars_made_it(judge):
+    record = judge.label(PAIRS[:1], CONSTITUTION, because=len(judge.names))[0]
+    odds = np.log(record["p_first"] / (1 - record["p_first"]))
+    assert sum(w["log_odds"] for w in record["because"]) == pytest.approx(odds, abs=1e-2)
+    assert record["scores"][0] - record["scores"][1] == pytest.approx(odds, abs=1e-4)
+    score = judge.score([PAIRS[0]["prompt"]] * 2, PAIRS[0]["responses"])
+    assert score == pytest.approx(record["scores"], abs=1e-3)
+    assert set(record["principles"]) <= {"calm", "kind"}
+
+
+def test_judge_saved_is_the_judge_loaded(judge, model, tmp_path):
+    judge.save(tmp_path)
+    other = Judge.load(tmp_path, model)
+    args = (["A?"], ["one"], ["two"])
+    assert other.prob(*args) == pytest.approx(judge.prob(*args), abs=1e-6)
+    assert other.report["cross_validated"] == judge.report["cross_validated"]
+    with pytest.raises(CaiError, match="load that model"):
+        Judge.load(tmp_path, SimpleNamespace(id="another"))
+    (tmp_path / "judge.npz").write_bytes(b"junk")
+    with pytest.raises(CaiError, match="holds no judge"):
+        Judge.load(tmp_path, model)
+
+
+def test_judge_takes_principles_and_items(model):
+    a = Judge.fit(model, CONSTITUTION.pairs("train"), layers=(2,))
+    b = Judge.fit(model, judge_pairs(CONSTITUTION, exemplars=False), layers=(2,))
+    assert np.allclose(a.weights, b.weights) and a.names == b.names
+
+
+def test_nothing_held_out_is_learnt_from():
+    both = judge_pairs(CONSTITUTION, "train"), judge_pairs(CONSTITUTION, "heldout")
+    assert [len(b) for b in both] == [21, 4] and not {j["id"] for j in both[0]} & {j["id"] for j in both[1]}
+
+
+def test_bundled_pairs_come_in_either_order():
+    pairs = as_pairs(judge_pairs(CONSTITUTION))
+    assert {p["better"] for p in pairs} == {0, 1}
+    by_id = {j["id"]: j for j in judge_pairs(CONSTITUTION)}
+    assert all(p["responses"][p["better"]] == by_id[p["id"]]["better"] for p in pairs)
+
+
+def test_records_are_json(judge, model):
+    for r in [*judge.label(PAIRS, CONSTITUTION), *multiple_choice(model, PAIRS, CONSTITUTION), *likelihood_contrast(model, PAIRS, CONSTITUTION)]:
+        assert json.loads(json.dumps(r, allow_nan=False)) == r
+        assert {"id", "kind", "category", "prompt", "chosen", "rejected", "label", "method", "principles", "constitution", "model"} <= set(r)
+
+
+@pytest.mark.parametrize("call, words", [
+    (lambda m: sample_pairs(m, prompts(1), temperature=0), "above 0"),
+    (lambda m: comparison_record({**PAIRS[0], "responses": ["Yes", "yes "]}, 0.5, "x"), "both responses are the same"),
+    (lambda m: comparison_record({**PAIRS[0], "responses": ["Yes", " "]}, 0.5, "x"), "empty"),
+    (lambda m: comparison_record(PAIRS[0], float("nan"), "x"), "NaN"),
+    (lambda m: comparison_record(PAIRS[0], 0.7, "x", "firm"), "'soft' or 'hard'"),
+    (lambda m: comparison_record(PAIRS[0], 0.7, "x", "soft", (0.6, 0.9)), "low ≤ 0.5"),
+    (lambda m: accuracy([]), "at least one"),
+    (lambda m: accuracy([1.5]), "between 0 and 1"),
+    (lambda m: Judge.fit(m, []), "no judged pairs"),
+    (lambda m: Judge.fit(m, judge_pairs(CONSTITUTION)[:2], layers=(2,)), "too few"),
+    (lambda m: likelihood_contrast(m, PAIRS, Constitution("c", "", (Principle("p", comparison="Which?"),))), "needs both"),
+])
+def test_errors_say_what_to_do(model, call, words):
+    with pytest.raises(CaiError, match=words), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        call(model)

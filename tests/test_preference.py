@@ -1,0 +1,141 @@
+"""The preference model: its loss, where its score is read, what is saved and loaded."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from tiny import tiny_folder
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from cai_nb.dialogue import CaiError, assistant, user
+from cai_nb.preference import (PreferenceModel, PreferenceSettings, SoftRewardTrainer, encode_dialogue, preference_metrics,
+                               sequence_classifier, split_by_prompt, train_preference_model)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tiny_folder(tmp_path_factory.mktemp("tiny"))
+
+
+def comparison(i, p=0.8, good="Yes. Gladly!", bad="no"):
+    return {"id": f"c{i}", "prompt": [user(f"Question {i * i}: what about topic {'abcdefghijklm'[i % 13] * 3} number {i}?")],
+            "chosen": [assistant(f"{good} {i}")], "rejected": [assistant(f"{bad} {i} {i}")], "label": p}
+
+
+def make_trainer(folder, tmp_path, rows, cls=SoftRewardTrainer, **more):
+    from datasets import Dataset
+    from trl import RewardConfig
+    from cai_nb.model import trainer_defaults
+    model, tokenizer, _ = sequence_classifier(folder, dtype="float32")
+    torch.manual_seed(1)
+    torch.nn.init.normal_(model.score.weight)
+    args = RewardConfig(output_dir=str(tmp_path), per_device_train_batch_size=len(rows), max_length=None, **trainer_defaults(), **more)
+    return cls(model=model, args=args, train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
+
+
+def first_loss(trainer):
+    batch = next(iter(trainer.get_train_dataloader()))
+    with torch.no_grad():
+        loss, outputs = trainer.compute_loss(trainer.model, dict(batch), return_outputs=True)
+    return batch, loss, outputs.logits.squeeze(-1).chunk(2)
+
+
+def test_soft_loss_is_binary_cross_entropy(folder, tmp_path):
+    trainer = make_trainer(folder, tmp_path, [comparison(i, p) for i, p in enumerate((1.0, 0.9, 0.5, 0.3, 0.0))])
+    batch, loss, (chosen, rejected) = first_loss(trainer)
+    assert sorted(batch["label"].tolist()) == pytest.approx([0.0, 0.3, 0.5, 0.9, 1.0])
+    expected = binary_cross_entropy_with_logits(chosen - rejected, batch["label"])
+    assert abs(loss - expected) < 1e-6
+
+
+def test_hard_labels_give_trls_own_loss(folder, tmp_path):
+    from trl import RewardTrainer
+    rows = [comparison(i, 1.0) for i in range(4)]
+    _, soft, _ = first_loss(make_trainer(folder, tmp_path, rows))
+    plain = [{k: v for k, v in r.items() if k != "label"} for r in rows]
+    _, hard, _ = first_loss(make_trainer(folder, tmp_path, plain, cls=RewardTrainer))
+    assert abs(soft - hard) < 1e-6
+
+
+def test_label_a_half_pulls_the_scores_together(folder, tmp_path):
+    trainer = make_trainer(folder, tmp_path, [comparison(0, 0.5)])
+    batch = next(iter(trainer.get_train_dataloader()))
+    loss, outputs = trainer.compute_loss(trainer.model, dict(batch), return_outputs=True)
+    outputs.logits.retain_grad()
+    loss.backward()
+    d = (outputs.logits[0] - outputs.logits[1]).item()
+    assert outputs.logits.grad[0].item() == pytest.approx(1 / (1 + np.exp(-d)) - 0.5, abs=1e-5)
+
+
+def test_padding_and_neighbours_change_no_score(folder):
+    model, tokenizer, _ = sequence_classifier(folder, dtype="float32")
+    torch.nn.init.normal_(model.score.weight)
+    scorer = PreferenceModel(model, tokenizer)
+    dialogues = [[user("a"), assistant("b" * n)] for n in (1, 40, 7, 90)]
+    together, alone = scorer.score(dialogues), [scorer.score([d])[0] for d in dialogues]
+    assert np.abs(together - alone).max() < 1e-5
+    assert np.abs(scorer.score(dialogues, batch_size=2) - together).max() < 1e-5
+
+
+def test_score_is_read_at_the_end_of_the_turn(folder):
+    model, tokenizer, _ = sequence_classifier(folder, dtype="float32")
+    ids = encode_dialogue([user("a"), assistant("b")], tokenizer)
+    assert ids[-1] == tokenizer.eos_token_id != tokenizer.pad_token_id == model.config.pad_token_id
+
+
+@pytest.mark.parametrize("rank", [4, 0])
+def test_train_save_load(folder, tmp_path, rank):
+    rows = [comparison(i, 0.9) for i in range(24)] + [comparison(99, 0.9, bad="long " * 100)]
+    out = tmp_path / "pm"
+    metrics = train_preference_model(folder, rows, out, PreferenceSettings(learning_rate=3e-3, epochs=8, lora_rank=rank, batch_size=4))
+    assert metrics["dropped"] == 1 and metrics["examples"] + metrics["n"] == 24
+    assert metrics["agreement"] > 0.8 and metrics["curve"][-1]["loss"] < metrics["curve"][0]["loss"]
+    scorer = PreferenceModel.load(out, dtype="float32")
+    dialogues = [[*r["prompt"], *r[k]] for r in rows[:24] for k in ("chosen", "rejected")]
+    scores = scorer.score(dialogues)
+    assert abs(scores.mean()) < 1e-3 and abs(scores.std() - 1) < 1e-2
+    saved = [json.loads(line) for line in (out / "heldout.jsonl").read_text().splitlines()]
+    held = [next(r for r in rows if r["id"] == s["id"]) for s in saved]
+    p = scorer.prob([[*r["prompt"], *r["chosen"]] for r in held], [[*r["prompt"], *r["rejected"]] for r in held])
+    assert p == pytest.approx([s["p"] for s in saved], abs=0.03)  # a bfloat16 trunk was trained, a float32 one is loaded
+
+
+def test_training_repeats_itself(folder, tmp_path):
+    rows = [comparison(i, 0.7) for i in range(12)]
+    settings = PreferenceSettings(learning_rate=1e-3, epochs=1, lora_rank=4, batch_size=4)
+    a, b = (train_preference_model(folder, rows, tmp_path / name, settings) for name in "ab")
+    assert a["cross_entropy"] == b["cross_entropy"]
+
+
+def test_a_prompt_is_on_one_side_only():
+    rows = [comparison(i // 3) for i in range(60)]
+    train, held = split_by_prompt(rows, 0.3)
+    assert sorted(train + held) == list(range(60)) and held
+    assert not {rows[i]["prompt"][0]["content"] for i in train} & {rows[i]["prompt"][0]["content"] for i in held}
+
+
+def test_metrics_on_numbers_done_by_hand():
+    m = preference_metrics([0.8, 0.4], [1.0, 0.5])
+    assert m["agreement"] == pytest.approx(0.75)
+    assert m["brier"] == pytest.approx((0.04 + 0.01) / 2)
+    assert m["cross_entropy"] == pytest.approx(-(np.log(0.8) + 0.5 * np.log(0.4) + 0.5 * np.log(0.6)) / 2)
+    assert m["least_cross_entropy"] == pytest.approx(np.log(2) / 2)
+    assert m["calibration_error"] == pytest.approx((0.2 + 0.1) / 2)
+    p = np.random.default_rng(0).random(4000)
+    assert preference_metrics(p, p)["calibration_error"] < 1e-9
+    assert preference_metrics(p, p)["cross_entropy"] == pytest.approx(preference_metrics(p, p)["least_cross_entropy"])
+
+
+@pytest.mark.parametrize("call, words", [
+    (lambda f, t: train_preference_model(f, [], t), "none of 0 comparisons"),
+    (lambda f, t: train_preference_model(f, [comparison(0, 1.2)], t), "must be a probability"),
+    (lambda f, t: train_preference_model(f, [comparison(0)], t, PreferenceSettings(label="both")), "'soft' or 'hard'"),
+    (lambda f, t: PreferenceModel.load(t), "no preference.json"),
+    (lambda f, t: preference_metrics([0.5], [0.5, 1]), "as many labels"),
+    (lambda f, t: preference_metrics([float("nan")], [1]), "NaN"),
+    (lambda f, t: split_by_prompt([comparison(0)], 1.0), "below 1"),
+])
+def test_errors_say_what_to_do(folder, tmp_path, call, words):
+    with pytest.raises(CaiError, match=words):
+        call(folder, tmp_path)

@@ -1,0 +1,66 @@
+"""Fine-tuning: only the assistant's turns of the completion are learnt, and something is learnt."""
+
+import json
+
+import pytest
+import torch
+from tiny import tiny_folder, tiny_tokenizer
+
+from cai_nb.dialogue import assistant, user
+from cai_nb.model import LanguageModel
+from cai_nb.sft import SFTSettings, TrainingError, encode_example, finetune, sft_examples, training_rows, warm_up
+
+EXAMPLES = [{"prompt": [user(f"Say {w}")], "completion": [assistant(f"Yes, {w}!")]} for w in ("tea", "rain", "moss", "bread")]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tiny_folder(tmp_path_factory.mktemp("tiny"))
+
+
+def test_only_the_assistants_turns_are_learnt():
+    tok = tiny_tokenizer()
+    coded = encode_example([user("a <|im_end|> trick")], [assistant("b."), user("c?"), assistant("d.")], tok)
+    assert tok.decode([t for t in coded["labels"] if t >= 0]) == "b.<|im_end|>d.<|im_end|>"
+    assert all(y in (-100, x) for x, y in zip(coded["input_ids"], coded["labels"]))
+
+
+def test_the_trainers_loss_is_the_loss_of_those_tokens_alone(folder, tmp_path):
+    "Through TRL, not beside it: the first logged loss is the mean over the completions' tokens."
+    metrics = finetune(folder, EXAMPLES, tmp_path/"out", SFTSettings(epochs=1, batch_size=4, learning_rate=0.0))
+    lm = LanguageModel.load(folder, dtype="float32")
+    scores = lm.score([e["prompt"] for e in EXAMPLES], [e["completion"][0]["content"] for e in EXAMPLES])
+    want = -sum(s.logprob for s in scores)/sum(s.tokens for s in scores)
+    assert abs(metrics["curve"][0]["loss"] - want) < 0.02*want
+
+
+def test_the_loss_falls_and_the_adapter_loads(folder, tmp_path):
+    metrics = finetune(folder, EXAMPLES, tmp_path/"out", SFTSettings(epochs=30, batch_size=4, learning_rate=1e-2, lora_share=1.0))
+    assert metrics["curve"][-1]["loss"] < 0.7*metrics["curve"][0]["loss"]
+    tuned = LanguageModel.load(folder, adapter=tmp_path/"out", dtype="float32")
+    before, after = (x.score([EXAMPLES[0]["prompt"]], ["Yes, tea!"])[0].logprob for x in (LanguageModel.load(folder, dtype="float32"), tuned))
+    assert after > before
+
+
+def test_full_fine_tuning_saves_a_whole_model(folder, tmp_path):
+    finetune(folder, EXAMPLES, tmp_path/"full", SFTSettings(epochs=1, lora_rank=0, learning_rate=1e-3))
+    whole = LanguageModel.load(str(tmp_path/"full"), dtype="float32")
+    base = LanguageModel.load(folder, dtype="float32")
+    assert not torch.equal(whole.model.model.layers[0].mlp.up_proj.weight, base.model.model.layers[0].mlp.up_proj.weight)
+
+
+def test_flagged_steps_and_long_examples_stay_out():
+    record = {"prompt": [user("q")], "flags": [], "steps": [{"text": "a", "flags": []}, {"text": "b", "flags": []}, {"text": "c", "flags": ["repeats"]}]}
+    assert [e["completion"][0]["content"] for e in sft_examples([record])] == ["b"]
+    assert len(sft_examples([record], "all", helpful=EXAMPLES)) == 1 + len(EXAMPLES)
+    kept, dropped = training_rows([*EXAMPLES, {"prompt": [user("x"*500)], "completion": [assistant("y")]}], tiny_tokenizer(), 200)
+    assert (len(kept), dropped) == (4, 1)
+    with pytest.raises(TrainingError, match="max_length"):
+        training_rows(EXAMPLES, tiny_tokenizer(), 3)
+
+
+def test_a_warmed_up_critic_comes_with_its_card(folder, tmp_path):
+    warm_up(folder, EXAMPLES, tmp_path/"critic", {"tiny": "abc"}, SFTSettings(epochs=1))
+    assert {p.name for p in (tmp_path/"critic").iterdir()} == {"adapter_model.safetensors", "adapter_config.json", "metrics.json", "README.md"}
+    assert json.loads((tmp_path/"critic"/"metrics.json").read_text())["constitutions"] == {"tiny": "abc"}
+    LanguageModel.load(folder, adapter=tmp_path/"critic", dtype="float32")
