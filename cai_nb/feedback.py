@@ -4,15 +4,15 @@
 
 # %% auto #0
 __all__ = ['ANSWER', 'LAYERS', 'FeedbackError', 'as_messages', 'same_text', 'sample_pairs', 'comparison_question', 'soften',
-           'comparison_record', 'principle_for', 'multiple_choice', 'position_bias', 'wilson', 'calibration_bins',
-           'accuracy', 'judge_pairs', 'as_pairs', 'label_accuracy', 'fit_temperature', 'likelihood_contrast',
+           'comparison_record', 'principle_for', 'multiple_choice', 'wilson', 'calibration_bins', 'accuracy',
+           'judge_pairs', 'as_pairs', 'label_accuracy', 'position_bias', 'fit_temperature', 'likelihood_contrast',
            'fit_antisymmetric', 'Judge']
 
 # %% ../nbs/06_feedback.ipynb #aafd3931
 import json, math, warnings
 from pathlib import Path
 import numpy as np
-from .constitution import Constitution, rng
+from .constitution import Constitution, Ensemble, rng
 from .dialogue import CaiError, assistant, to_paper, user
 
 # %% ../nbs/06_feedback.ipynb #6f78a54a
@@ -81,11 +81,11 @@ def comparison_question(prompt,     # messages, or the human's text
     return [user(f"Consider the following conversation between a human and an assistant:\n\n{talk}\n\n{principle.comparison}\n\n"
                  f"Options:\n(A) {a}\n(B) {b}")]
 
-# %% ../nbs/06_feedback.ipynb #a08dccaa
+# %% ../nbs/06_feedback.ipynb #21ab3e88
 def soften(p: float,             # P(first response is better)
            label: str = "soft",  # "soft": the probability itself; "hard": 0 or 1
            clamp=None) -> float: # (low, high): soft labels are kept in between, e.g. (0.4, 0.6) for chain of thought
-    "What becomes of a probability on its way into a label (section 4.1, footnote on clamping)"
+    "What becomes of a probability on its way into a label (paper, sections 4.1 and 4.3)"
     if label not in ("soft", "hard"): raise FeedbackError(f"label={label!r}: write 'soft' or 'hard'.")
     if not 0 <= p <= 1: raise FeedbackError(f"a label of {p} is no probability: the feedback model gave NaN or worse; load it in float32.")
     if label == "hard": return float(p >= 0.5)
@@ -93,7 +93,11 @@ def soften(p: float,             # P(first response is better)
     if not 0 <= low <= 0.5 <= high <= 1: raise FeedbackError(f"clamp={clamp}: write (low, high) with low ≤ 0.5 ≤ high, such as (0.4, 0.6).")
     return float(min(max(p, low), high))
 
-def comparison_record(pair, p, method, label="soft", clamp=None, **trail):
+# %% ../nbs/06_feedback.ipynb #e15c5aba
+def comparison_record(pair,      # pair record
+                      p,         # P(its first response is better)
+                      method,    # who says so
+                      label="soft", clamp=None, **trail):
     "A comparison record: the better response as `chosen`, its label, and how that came about"
     if same_text(*pair["responses"]): raise FeedbackError(f"pair {pair['id']}: both responses are the same, so there is nothing to compare; leave it out.")
     if not all(t.strip() for t in pair["responses"]): raise FeedbackError(f"pair {pair['id']}: a response is empty; leave the pair out.")
@@ -103,7 +107,7 @@ def comparison_record(pair, p, method, label="soft", clamp=None, **trail):
             "chosen": [assistant(first)], "rejected": [assistant(second)], "label": max(q, 1 - q), "method": method, "p_first": p,
             "clamp": list(clamp) if clamp and label == "soft" else None, **trail}
 
-# %% ../nbs/06_feedback.ipynb #efa0e508
+# %% ../nbs/06_feedback.ipynb #dc692068
 def principle_for(pair, constitution, seed: int = 0):
     "The pair's own principle where its record names one, else one drawn for it (the paper: a new one for each comparison)"
     return constitution[pair["principle"]] if pair.get("principle") else constitution.draw(pair["id"], seed=seed, use="comparison")
@@ -117,26 +121,16 @@ def multiple_choice(model,                     # LanguageModel, the feedback mod
     "Comparison records by the paper's multiple choice (section 4.1)"
     pairs = list(pairs)
     chosen = [principle_for(p, constitution, seed) for p in pairs]
-    orders = [[comparison_question(p["prompt"], *p["responses"][::step], c) for p, c in zip(pairs, chosen)] for step in (1, -1)[:1 + both_orders]]
-    logp = model.choose([q for o in orders for q in o], ("A", "B"), prefix=ANSWER, batch_size=batch_size, desc="comparing")
-    logp = logp.reshape(len(orders), len(pairs), 2)
+    steps = (1, -1) if both_orders else (1,)
+    questions = [comparison_question(p["prompt"], *p["responses"][::step], c) for step in steps for p, c in zip(pairs, chosen)]
+    logp = model.choose(questions, ("A", "B"), prefix=ANSWER, batch_size=batch_size, desc="comparing").reshape(len(steps), len(pairs), 2)
     p_a = 1/(1 + np.exp(logp[..., 1] - logp[..., 0]))  # P(A) among the two options, (orders, N)
     p = (p_a[0] + 1 - p_a[1])/2 if both_orders else p_a[0]
     return [comparison_record(pair, p[i], "multiple_choice", label, clamp, principles=[chosen[i].id], constitution=constitution.fingerprint,
-                              model=model.id, logprobs={name: logp[o, i].tolist() for o, name in zip(range(len(orders)), ("first", "second"))},
+                              model=model.id, logprobs={name: row.tolist() for name, row in zip(("first", "second"), logp[:, i])},
                               outside=float(1 - np.exp(logp[:, i]).sum(-1).mean())) for i, pair in enumerate(pairs)]
 
-# %% ../nbs/06_feedback.ipynb #3b8ae937
-def position_bias(records) -> dict:
-    "How much the letter decides: from records of `multiple_choice` that were asked in both orders"
-    logp = np.array([[r["logprobs"]["first"], r["logprobs"]["second"]] for r in records])  # (N, 2 orders, 2 options)
-    a = logp[..., 0] > logp[..., 1]
-    p_a = 1/(1 + np.exp(logp[..., 1] - logp[..., 0]))
-    return {"says_a": float(a.mean()),                         # share of all answers that are "A"; 0.5 without bias
-            "same_letter": float((a[:, 0] == a[:, 1]).mean()), # share of pairs in which the letter decided, not the response
-            "mean_p_a": float(p_a.mean()), "outside": float(1 - np.exp(logp).sum(-1).mean()), "n": len(logp)}
-
-# %% ../nbs/06_feedback.ipynb #c11e9404
+# %% ../nbs/06_feedback.ipynb #e96e16ca
 def wilson(k: float, n: int, z: float = 1.96):
     "(low, high): the Wilson 95% interval of a share k/n; sensible for small n and near 0 and 1"
     if n == 0: return 0.0, 1.0
@@ -151,6 +145,7 @@ def calibration_bins(p, bins: int = 5):
     which = np.minimum(((confidence - 0.5)*2*bins).astype(int), bins - 1)
     return [(float(confidence[which == b].mean()), float(right[which == b].mean()), int((which == b).sum())) for b in range(bins) if (which == b).any()]
 
+# %% ../nbs/06_feedback.ipynb #dfc19b88
 def accuracy(p,                   # (N,) P(the better one is better), or P(first is better) together with y
              y=None,              # (N,) truth: is the first one better?
              bins: int = 5) -> dict:
@@ -158,13 +153,13 @@ def accuracy(p,                   # (N,) P(the better one is better), or P(first
     p = np.asarray(p, float)
     if p.ndim != 1 or len(p) == 0 or not ((p >= 0) & (p <= 1)).all(): raise FeedbackError("accuracy wants at least one probability, each between 0 and 1.")
     if y is not None: p = np.where(np.asarray(y).astype(bool), p, 1 - p)
-    right = np.where(p == 0.5, 0.5, p > 0.5).sum()
+    right = float(np.where(p == 0.5, 0.5, p > 0.5).sum())
     low, high = wilson(right, len(p))
-    return {"accuracy": float(right/len(p)), "low": low, "high": high, "n": len(p),
+    return {"accuracy": right/len(p), "low": low, "high": high, "n": len(p),
             "calibration_error": float(sum(n*abs(c - r) for c, r, n in calibration_bins(p, bins))/len(p)),
             "cross_entropy": float(-np.log(np.clip(p, 1e-6, 1)).mean())}
 
-# %% ../nbs/06_feedback.ipynb #b7232462
+# %% ../nbs/06_feedback.ipynb #9cdef4f6
 def judge_pairs(constitutions,                # name, Constitution, Ensemble, or a list of them
                 split="train",                # "train" | "judge" | "heldout"
                 exemplars: bool = True) -> list:
@@ -172,10 +167,10 @@ def judge_pairs(constitutions,                # name, Constitution, Ensemble, or
     several = constitutions if isinstance(constitutions, (list, tuple)) else [constitutions]
     out = []
     for c in map(Constitution.load, several):
-        items = [(p, j, j.better, j.worse) for p, j in c.pairs(split)]
-        if exemplars: items += [(p, e, e.revision, e.response) for p, e in c.exemplars(split)]
-        out += [{"id": i.id, "prompt": i.messages, "better": b, "worse": w, "kind": i.kind, "category": i.category, "principle": p.id}
-                for p, i, b, w in items]
+        items = [(p, j, j.better, j.worse, True) for p, j in c.pairs(split)]
+        if exemplars: items += [(p, e, e.revision, e.response, False) for p, e in c.exemplars(split)]
+        out += [{"id": i.id, "prompt": i.messages, "better": b, "worse": w, "kind": i.kind, "category": i.category, "source": i.source,
+                 "principle": p.id, "judged": judged} for p, i, b, w, judged in items]
     return out
 
 def as_pairs(judged) -> list:
@@ -183,7 +178,7 @@ def as_pairs(judged) -> list:
     out = []
     for j in judged:
         swap = rng("order", j["id"]).random() < 0.5
-        out.append({"id": j["id"], "kind": j["kind"], "category": j["category"], "prompt": j["prompt"], "principle": j["principle"],
+        out.append({**{k: j[k] for k in ("id", "kind", "category", "source", "prompt", "principle")},
                     "responses": [j["worse"], j["better"]] if swap else [j["better"], j["worse"]], "better": int(swap)})
     return out
 
@@ -192,7 +187,17 @@ def label_accuracy(records, pairs) -> dict:
     truth = {p["id"]: p["better"] for p in pairs}
     return accuracy([r["p_first"] for r in records], [truth[r["id"]] == 0 for r in records])
 
-# %% ../nbs/06_feedback.ipynb #73382cf1
+# %% ../nbs/06_feedback.ipynb #3b8ae937
+def position_bias(records) -> dict:
+    "How much the letter decides: from records of `multiple_choice` that were asked in both orders"
+    logp = np.array([[r["logprobs"]["first"], r["logprobs"]["second"]] for r in records])  # (N, 2 orders, 2 options)
+    a = logp[..., 0] > logp[..., 1]
+    p_a = 1/(1 + np.exp(logp[..., 1] - logp[..., 0]))
+    return {"says_a": float(a.mean()),                         # share of all answers that are "A"; 0.5 without bias
+            "same_letter": float((a[:, 0] == a[:, 1]).mean()), # share of pairs in which the letter decided, not the response
+            "mean_p_a": float(p_a.mean()), "outside": float(1 - np.exp(logp).sum(-1).mean()), "n": len(logp)}
+
+# %% ../nbs/06_feedback.ipynb #3c85cb2a
 def fit_temperature(margins) -> float:  # (N,) positive where the answer was right
     "The scale a ≥ 0 for which σ(a·margin) is best calibrated; Platt's targets (N+1)/(N+2) keep it finite when all N are right"
     from scipy.optimize import minimize_scalar
@@ -201,6 +206,7 @@ def fit_temperature(margins) -> float:  # (N,) positive where the answer was rig
     loss = lambda a: ((1 - t)*np.logaddexp(0, -a*m/unit) + t*np.logaddexp(0, a*m/unit)).mean()
     return float(minimize_scalar(loss, bounds=(0, 50), method="bounded").x/unit)
 
+# %% ../nbs/06_feedback.ipynb #73382cf1
 def likelihood_contrast(model, pairs, constitution, seed: int = 0,
                         scale: float = 1.0,  # what a difference of log-probabilities a token is multiplied by; `fit_temperature` finds it
                         label: str = "soft", clamp=None, batch_size: int = 32) -> list:
@@ -212,77 +218,85 @@ def likelihood_contrast(model, pairs, constitution, seed: int = 0,
         talk = as_messages(pair["prompt"])
         for said in (c.better, c.worse):
             if not said: raise FeedbackError(f"principle {c.id} has no `better` and `worse` statement; likelihood contrast needs both.")
-            at = [user(f"{said}\n\n{talk[0]['content']}"), *talk[1:]]
-            for text in pair["responses"]: prompts, texts = prompts + [at], texts + [text]
+            for text in pair["responses"]:
+                prompts.append([user(f"{said}\n\n{talk[0]['content']}"), *talk[1:]]); texts.append(text)
     scores = np.array([s.per_token for s in model.score(prompts, texts, batch_size=batch_size)]).reshape(len(pairs), 2, 2)  # (N, statement, response)
     contrast = scores[:, 0] - scores[:, 1]
     p = 1/(1 + np.exp(-scale*(contrast[:, 0] - contrast[:, 1])))
     return [comparison_record(pair, p[i], "likelihood_contrast", label, clamp, principles=[chosen[i].id], constitution=constitution.fingerprint,
                               model=model.id, contrast=contrast[i].tolist(), scale=scale) for i, pair in enumerate(pairs)]
 
-# %% ../nbs/06_feedback.ipynb #c6c313ad
+# %% ../nbs/06_feedback.ipynb #291955ef
 LAYERS = (10, 14, 18)  # of the default model's 30; the evaluation's judge reads others
 
 def _three(item):
-    "(prompt messages, better, worse, name) of a judged pair or exemplar in any of its forms"
+    "(prompt messages, better, worse, about) of a judged pair or exemplar in any of its forms"
     if isinstance(item, dict):
-        return as_messages(item["prompt"]), item["better"], item["worse"], {"id": item.get("id", ""), "principle": item.get("principle", "")}
+        about = {"id": item.get("id", ""), "principle": item.get("principle", ""), "judged": item.get("judged", True)}
+        return as_messages(item["prompt"]), item["better"], item["worse"], about
     principle, x = item
-    better, worse = (x.better, x.worse) if hasattr(x, "better") else (x.revision, x.response)
-    return x.messages, better, worse, {"id": x.id, "principle": principle.id}
+    judged = hasattr(x, "better")
+    better, worse = (x.better, x.worse) if judged else (x.revision, x.response)
+    return x.messages, better, worse, {"id": x.id, "principle": principle.id, "judged": judged}
 
-def fit_antisymmetric(d,            # (N, D) differences, better − worse
-                      groups,       # (N,) rows of a group stay together in cross-validation
-                      strengths=(1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2),  # C of the logistic regression: small is strong L2
+# %% ../nbs/06_feedback.ipynb #c6c313ad
+def fit_antisymmetric(d,            # (N, D) differences of features, better − worse
+                      groups,       # (N,) rows of a group stay on one side in cross-validation
+                      measured=None,  # (N,) truths: which rows count when strength and scale are chosen; default: all
+                      strengths=(1, 3, 10, 30, 100, 300),  # inverse of the L2 penalty, in units of the rows' mean square
                       folds: int = 5, seed: int = 0):
-    "Logistic regression without intercept on differences, L2 by grouped cross-validation: (pull (N,) with w = pull @ d, report)"
+    "Logistic regression without intercept on differences: (pull (N,), so that w = pull @ d, and a report)"
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import GroupKFold
-    if len(d) < 4 or len(set(groups)) < 2: raise FeedbackError(f"{len(d)} judged pairs over {len(set(groups))} prompts are too few to learn from: give at least four, over two prompts.")
+    n, measured = len(d), np.ones(len(d), bool) if measured is None else np.asarray(measured, bool)
+    if measured.sum() < 4 or len(set(groups)) < 2:
+        raise FeedbackError(f"{measured.sum()} judged pairs over {len(set(groups))} prompts are too few to learn from: give at least four, over two prompts.")
     u, s, _ = np.linalg.svd(d, full_matrices=False)  # w lies in the span of the rows: the same problem in N dimensions
-    z = (u*s)[:, s > 1e-6*s[0]]
+    z, unit = u*s, (s**2).sum()/n
     def weights(rows, c):
         both, y = np.concatenate([z[rows], -z[rows]]), np.repeat([1, 0], len(rows))
-        return LogisticRegression(C=c/2, fit_intercept=False, max_iter=2000, tol=1e-6).fit(both, y).coef_[0]
+        return LogisticRegression(C=c/unit/2, fit_intercept=False, max_iter=3000).fit(both, y).coef_[0]
     parts = list(GroupKFold(min(folds, len(set(groups))), shuffle=True, random_state=seed).split(z, groups=groups))
-    margins = {c: np.concatenate([z[test] @ weights(train, c) for train, test in parts]) for c in strengths}
-    order = np.argsort(np.concatenate([test for _, test in parts]))
-    scale = {c: fit_temperature(m) for c, m in margins.items()}
-    loss = {c: float(np.logaddexp(0, -scale[c]*m).mean()) for c, m in margins.items()}
+    margins, scale, loss = {}, {}, {}
+    for c in strengths:
+        m = np.zeros(n)
+        for train, test in parts: m[test] = z[test] @ weights(train, c)
+        margins[c], scale[c] = m, fit_temperature(m[measured])
+        loss[c] = float(np.logaddexp(0, -scale[c]*m[measured]).mean())
     best = min(loss, key=loss.get)
-    m = z @ weights(np.arange(len(z)), best)
-    pull = scale[best]*best/(1 + np.exp(m))  # at the optimum w = C Σ (1 − σ(mᵢ)) dᵢ
-    out = margins[best][order]*scale[best]
-    return pull, {"strength": best, "scale": scale[best], "cross_validated": accuracy(1/(1 + np.exp(-out))), "out_of_fold": out.tolist(), "loss": loss}
+    pull = scale[best]*best/unit/(1 + np.exp(z @ weights(np.arange(n), best)))  # at the optimum w = C Σ (1 − σ(mᵢ)) dᵢ
+    p = 1/(1 + np.exp(-scale[best]*margins[best][measured]))
+    return pull, {"strength": best, "scale": scale[best], "cross_validated": accuracy(p), "out_of_fold": p.tolist(), "losses": list(loss.values())}
 
 # %% ../nbs/06_feedback.ipynb #d9a7046f
 class Judge:
     "A linear probe on a model's hidden states that learnt from judged pairs which of two responses is better"
     def __init__(self, model, layers, mean, std, shown, pull, names, report):
         self.model, self.layers, self.names, self.report = model, tuple(layers), names, report
-        self.mean, self.std = mean, std                   # of the features, (D,)
-        self.shown, self.pull = shown, pull               # the pairs it learnt from: standardised differences (N, D), and how much each weighs (N,)
-        self.weights = pull @ shown.astype(np.float32)    # (D,): a score is (features − mean)/std @ weights
+        self.mean, self.std = mean, std                 # of the features, (D,)
+        self.shown, self.pull = shown, pull             # the pairs it learnt from: standardised differences (N, D), and how much each weighs (N,)
+        self.weights = pull @ shown.astype(np.float32)  # (D,): a score is (features − mean)/std @ weights
+    def __repr__(self): return f"Judge(learnt from {len(self.pull)} pairs, layers {self.layers} of {self.report['model']})"
     @classmethod
     def fit(cls, model,       # LanguageModel whose hidden states are read
             pairs,            # [(principle, JudgedPair | Exemplar)] or dicts with prompt, better, worse (see `judge_pairs`)
             layers=LAYERS,    # which hidden states
             seed: int = 0,    # of the folds
             batch_size: int = 32):
-        "Learn from judged pairs; calibrated on the parts left out in cross-validation"
+        "Learn from judged pairs; strength and calibration come from the parts left out in cross-validation"
         items = [_three(p) for p in pairs]
         if not items: raise FeedbackError("no judged pairs to learn from: take Constitution.pairs('train') or judge_pairs(…).")
         x = model.features([[*p, assistant(t)] for p, b, w, _ in items for t in (b, w)], layers=layers, batch_size=batch_size, desc="reading exemplars")
-        return cls.from_features(model, x.reshape(len(items), 2, -1), [i[0] for i in items], [i[3] for i in items], layers, seed)
+        return cls.from_features(model, x.reshape(len(items), 2, -1), items, layers, seed)
     @classmethod
-    def from_features(cls, model, x, prompts, names, layers, seed=0):
+    def from_features(cls, model, x, items, layers, seed=0):
         "The same from features `(N, 2, D)`, better first"
         flat = x.reshape(-1, x.shape[-1])
         mean, std = flat.mean(0), flat.std(0) + 1e-6
         d = ((x[:, 0] - x[:, 1])/std).astype(np.float16)
-        groups = np.unique([json.dumps(p) for p in prompts], return_inverse=True)[1]
-        pull, report = fit_antisymmetric(d.astype(np.float32), groups, seed=seed)
-        return cls(model, layers, mean, std, d, pull.astype(np.float32), names, {**report, "model": model.id if model else None, "n": len(d)})
+        groups = np.unique([json.dumps(i[0]) for i in items], return_inverse=True)[1]
+        pull, report = fit_antisymmetric(d.astype(np.float32), groups, [i[3]["judged"] for i in items], seed=seed)
+        return cls(model, layers, mean, std, d, pull.astype(np.float32), [i[3] for i in items], {**report, "model": model.id, "n": len(d)})
 
 # %% ../nbs/06_feedback.ipynb #3f60f585
 from fastcore.basics import patch
@@ -304,24 +318,26 @@ def prob(self: Judge, prompts, a, b, batch_size: int = 32) -> np.ndarray:
     s = self.score([*prompts, *prompts], [*a, *b], batch_size)
     return 1/(1 + np.exp(s[len(prompts):] - s[:len(prompts)]))
 
+# %% ../nbs/06_feedback.ipynb #e60416ba
 @patch
-def label(self: Judge, pairs, constitution=None, label: str = "soft", clamp=None, because: int = 3, batch_size: int = 32) -> list:
+def label(self: Judge, pairs, constitution=None, label: str = "soft", clamp=None,
+          because: int = 3,  # how many exemplars to name in each record
+          batch_size: int = 32) -> list:
     "Comparison records; `because` names the exemplars that weighed most in each label, with what they added to the log-odds"
     pairs = list(pairs)
     if not pairs: return []
     x = self.standardise([p["prompt"] for p in pairs for _ in range(2)], [t for p in pairs for t in p["responses"]], batch_size).reshape(len(pairs), 2, -1)
-    d = x[:, 0] - x[:, 1]
-    parts = (d @ self.shown.T.astype(np.float32))*self.pull  # (N, exemplars): they add up to the log-odds
+    parts = ((x[:, 0] - x[:, 1]) @ self.shown.T.astype(np.float32))*self.pull  # (N, exemplars): they add up to the log-odds
     odds, out = parts.sum(1), []
     for i, pair in enumerate(pairs):
         top = np.argsort(-parts[i]*np.sign(odds[i]))[:because]
-        why = [{**self.names[k], "log_odds": round(float(parts[i, k]), 4)} for k in top]
+        why = [{"id": self.names[k]["id"], "principle": self.names[k]["principle"], "log_odds": round(float(parts[i, k]), 4)} for k in top]
         out.append(comparison_record(pair, 1/(1 + math.exp(-odds[i])), "judge", label, clamp, principles=sorted({w["principle"] for w in why}),
                                      constitution=constitution.fingerprint if constitution is not None else None, model=self.model.id,
                                      scores=(x[i] @ self.weights).tolist(), because=why))
     return out
 
-# %% ../nbs/06_feedback.ipynb #e60416ba
+# %% ../nbs/06_feedback.ipynb #24f131c0
 @patch
 def save(self: Judge, path):
     "Write `judge.npz` (numbers) and `judge.json` (everything else) into a folder"
@@ -336,8 +352,8 @@ def load(cls: Judge, path, model):  # `model`: a LanguageModel, the one that the
     try:
         about = json.loads((path/"judge.json").read_text())
         with np.load(path/"judge.npz", allow_pickle=False) as z: parts = {k: z[k] for k in ("mean", "std", "shown", "pull")}
-    except (OSError, ValueError, KeyError) as e:
+    except (OSError, ValueError, KeyError, EOFError) as e:
         raise FeedbackError(f"{path} holds no judge ({e}); Judge.save writes judge.npz and judge.json.") from None
-    if model is not None and about["report"]["model"] != model.id:
+    if about["report"]["model"] != model.id:
         raise FeedbackError(f"this judge reads the hidden states of {about['report']['model']}, not of {model.id}: load that model or fit a judge anew.")
     return cls(model, about["layers"], names=about["names"], report=about["report"], **parts)

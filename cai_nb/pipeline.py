@@ -820,12 +820,14 @@ def evaluation_judges(run):
     from cai_nb.evaluation import Checks
     from cai_nb.feedback import Judge, judge_pairs
 
-    lm, found = model_of(run, "start"), {}
-    pairs = judge_pairs([constitution_of(run.recipe, w) for w in ("harmless", "helpful")], "judge")
+    found = {question: {"checks": Checks(question)} for question in QUESTIONS}
+    pairs = judge_pairs([constitution_of(run.recipe, w) for w in ("harmless", "helpful")], "judge", exemplars=False)
+    if len(pairs) < 8:
+        run.note("the constitution keeps too few judged pairs for a learnt judge; the checks judge alone")
+        return found
+    lm = model_of(run, "start")
     probe = Judge.fit(lm, pairs, layers=layers_of(lm, JUDGE_LAYERS), seed=run.recipe.seed)
-    for question in QUESTIONS:
-        found[question] = {"probe": probe, "checks": Checks(question)}
-    return found
+    return {question: {"probe": probe, **judges} for question, judges in found.items()}
 
 
 def check(run, question, judge):
@@ -835,6 +837,8 @@ def check(run, question, judge):
 
     several = [constitution_of(run.recipe, w) for w in ("harmless", "helpful")]
     held = [p for p in judge_pairs(several, "heldout", exemplars=False) if p["kind"] == QUESTIONS[question]]
+    if not held:
+        return None
     return check_judge(judge, [p["prompt"] for p in held], [p["better"] for p in held], [p["worse"] for p in held])
 
 # %% ../nbs/10_pipeline.ipynb #52eab52f

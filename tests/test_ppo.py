@@ -1,5 +1,4 @@
 """PPO against mathematics: closed forms, naive loops in float64, and runs that must not differ by a bit."""
-import copy
 import json
 import math
 import os

@@ -66,7 +66,7 @@ def test_every_flag_is_raised_by_what_it_names():
     source = "Ask the shop to mend it for you today, or wait until the morning."
     assert "empty" in flags("")
     assert "repeats" in flags("I am sorry. "*9)
-    assert "copied" in flags("You could ask the shop to mend it for you today instead.", sources=[source])
+    assert "copied" in flags("Or: ask the shop to mend it for you today, or wait until the summer.", sources=[source])
     assert "unchanged" in flags(source, source)
     assert "leaks" in flags("Critique: the answer is rude to her.")
     assert flags("Tell her what upset you and listen to her side.", source, ["something else entirely, of another kind"]) == []

@@ -1,0 +1,488 @@
+"A constitution that is wrong says where; one that is right is drawn from, split and counted the same way everywhere."
+
+import itertools
+import json
+import random
+import subprocess
+import sys
+import time
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from cai_nb.constitution import (
+    SPLITS,
+    Constitution,
+    ConstitutionError,
+    Ensemble,
+    Exemplar,
+    JudgedPair,
+    Principle,
+    audit,
+    looks_like_refusal,
+    near_duplicates,
+    plain,
+    rng,
+    similarity,
+    split_of,
+)
+
+PAPER = Path(__file__).resolve().parents[2] / "shared" / "data" / "paper-prompts"
+BUNDLED = ("harmlessness", "anti-overreaction", "helpfulness")
+
+GOOD = """\
+name: manners
+principles:
+  - id: kind
+    critique: Was it unkind?
+    revision: Write it kindly.
+    exemplars:
+      - id: e1
+        prompt: I burnt it.
+        response: How stupid.
+        critique: Unkind.
+        revision: What a pity.
+    pairs:
+      - id: p1
+        prompt: I burnt it.
+        better: A pity.
+        worse: Ha.
+"""
+
+
+def load(tmp_path, text, name="c.yaml"):
+    (tmp_path / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+    return Constitution.load(tmp_path / name)
+
+
+# ---------------------------------------------------------------- files that are wrong
+
+WRONG = [
+    ("", ("has to begin with", "principles")),
+    ("just text", ("is text", 'a list "principles:"')),
+    ("- id: a", ("is a list",)),
+    ("id: a\ncomparison: q", ("one principle alone", "principles:")),
+    ("name: x", ("line 1", '"principles" is missing')),
+    ("principles:", ("line 1", '"principles"', "is empty")),
+    ("principles: []", ("line 1", '"principles"', "empty list", "- id")),
+    ("principles: {a: b}", ("line 1", '"principles"', "a mapping", "list is expected")),
+    ("principles: [3]", ("line 1", "entry 1 is a number")),
+    ("principal:\n  - id: a", ("line 1", '"principal"', "unknown key", 'did you mean "principles"')),
+    (GOOD.replace("revision: Write", "revison: Write"), ("line 5", '"revison"', "unknown key", 'did you mean "revision"')),
+    (GOOD.replace("    revision: Write it kindly.\n", ""), ("line 4", '"critique"', 'without "revision"', "add")),
+    (GOOD.replace("    critique: Was it unkind?\n    revision: Write it kindly.\n", ""), ("line 3", '"kind" has no use')),
+    (GOOD.replace("  - id: kind\n   ", "  -"), ("line 3", '"id" is missing')),
+    (GOOD.replace("        response: How stupid.\n", ""), ("line 7", '"response" of "e1" is missing')),
+    (GOOD.replace("How stupid.", ""), ("line 9", '"response"', "is empty")),
+    (GOOD.replace("How stupid.", "' '"), ("line 9", '"response"', "is empty")),
+    (GOOD.replace("How stupid.", "[a, b]"), ("line 9", '"response"', "a list", "text is expected")),
+    (GOOD.replace("How stupid.", "42"), ("line 9", '"response"', "a number", "quotes")),
+    (GOOD.replace("How stupid.", "yes"), ("line 9", '"response"', "true or false", "quotes")),
+    (GOOD.replace("How stupid.", "2024-13-45"), ("line 9", '"response"', "quotes")),
+    (GOOD.replace("How stupid.", "!!timestamp soon"), ("line 9", '"response"', "quotes")),
+    (GOOD.replace("How stupid.", "How: stupid"), ("line 9", "column", "broken YAML", "colons")),
+    (GOOD.replace("How stupid.", "'How stupid."), ("line", "broken YAML", "quotes")),
+    (GOOD.replace("        response", "\t\tresponse"), ("line 9", "broken YAML", "no tabs")),
+    (GOOD.replace("How stupid.", "!!python/object/apply:os.getcwd []"), ("line 9", "broken YAML")),
+    (GOOD.replace("How stupid.", "&a [*a]"), ("broken YAML",)),
+    (GOOD.replace("        revision: What", "        kind: harmfull\n        revision: What"),
+     ("line 11", '"kind"', "harmfull", 'did you mean "harmful"')),
+    (GOOD.replace("        revision: What", "        split: held-out\n        revision: What"),
+     ("line 11", '"split"', 'did you mean "heldout"')),
+    (GOOD.replace("        response: How stupid.", "        response: How stupid.\n        response: Ha."),
+     ("line 10", '"response"', "line 9 already")),
+    (GOOD + "  - id: kind\n    comparison: q\n", ("line 17", '"id"', '"kind" stands twice')),
+    (GOOD + "      - id: p1\n        prompt: x\n        better: y\n        worse: z\n", ("line 17", '"p1" stands twice')),
+    (GOOD + "  - id: two\n    comparison: q\n    pairs: [{id: p1, prompt: x, better: y, worse: z}]\n", ('pair id "p1"', "twice")),
+    ("a: 1\n---\nb: 2\n", ("line 2", "broken YAML")),
+    ("[" * 20_000, ("broken YAML",)),
+    (b"\xff\xfea\x00", ("byte 0 is not UTF-8", "save")),
+    ("a: \x07", ("broken YAML", "control characters")),
+    ("? [a, b]\n: c", ("line 1", "quotes")),
+]
+
+
+@pytest.mark.parametrize("text, says", WRONG, ids=range(len(WRONG)))
+def test_a_malformed_file_names_file_line_key_and_mend(tmp_path, text, says):
+    with pytest.raises(ConstitutionError) as error:
+        load(tmp_path, text)
+    message = str(error.value)
+    assert message.startswith(str(tmp_path / "c.yaml")) and "\n" not in message
+    for part in says:
+        assert part in message, message
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.integers(0, len(GOOD)), st.integers(0, 12), st.text(st.sampled_from("\t\n :-[]{}'\"&*!|>%@#?,aé\x00 "), max_size=4))
+def test_whatever_is_done_to_a_file_the_error_is_ours(tmp_path, at, cut, put):
+    try:
+        load(tmp_path, GOOD[:at] + put + GOOD[at + cut :])
+    except ConstitutionError as error:
+        assert str(error).startswith(str(tmp_path))
+
+
+json_values = st.recursive(st.sampled_from([None, True, 3, "", "Options:", "x"]), lambda inner: st.one_of(
+    st.lists(inner, max_size=3),
+    st.dictionaries(st.sampled_from(["prompt", "edit_request", "corrects", "incorrects", "principles", "id", "name"]), inner,
+                    max_size=4)), max_leaves=8)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(json_values)
+def test_whatever_a_json_file_holds_the_error_is_ours(tmp_path, value):
+    try:
+        assert len(load(tmp_path, json.dumps(value), "c.json")) > 0
+    except ConstitutionError as error:
+        assert str(error).startswith(str(tmp_path))
+
+
+@pytest.mark.parametrize("name, says", [
+    ("harmlesness", 'did you mean "harmlessness"'), ("zzz", "anti-overreaction, harmlessness, helpfulness"),
+    ("no/such.yaml", "no such file"), ("such.yaml", "no such file"), (None, "by name or file"), ("", "by name or file"),
+    ("x" * 5000, "cannot be read"), ("\0", "no constitution")])
+def test_an_unknown_name_is_told_the_nearest(name, says):
+    with pytest.raises(ConstitutionError, match=says) as error:
+        Constitution.load(name)
+    assert "\x00" not in str(error.value)
+
+
+def test_an_empty_folder_and_an_unreadable_file(tmp_path):
+    with pytest.raises(ConstitutionError, match="no .yaml or .json file"):
+        Constitution.load(tmp_path)
+    (tmp_path / "c.yaml").mkdir()
+    with pytest.raises(ConstitutionError, match="c.yaml"):
+        Constitution.load(tmp_path)
+
+
+# ---------------------------------------------------------------- files that are right
+
+
+def test_what_a_file_says_is_what_is_loaded(tmp_path):
+    c = load(tmp_path, GOOD.replace("How stupid.", ">-\n          How\n          stupid.\n"))
+    assert (c.name, c.description, len(c), [p.id for p in c]) == ("manners", "", 1, ["kind"])
+    assert c["kind"].exemplars == (Exemplar("e1", "I burnt it.", "How stupid.", "Unkind.", "What a pity."),)
+    assert c["kind"].pairs == (JudgedPair("p1", "I burnt it.", "A pity.", "Ha."),)
+    assert load(tmp_path, GOOD.replace("name: manners\n", "")).name == "c"  # the file's name, where it says none
+    assert Constitution.load(c) is c
+
+
+words = st.text(st.characters(exclude_categories=("Cs",)), min_size=1, max_size=80).filter(
+    lambda t: t.strip() == t and all(c in "\n" or c.isprintable() for c in t))
+long_words = st.lists(st.sampled_from(["word", "- item", "  indented", "a: b", "# no", "\n", "\n\n", "'", '"', ">", "|", "%", "é😀",
+                                       "- id: x", "  - id: y"]), min_size=1, max_size=60).map(" ".join).map(str.strip).filter(bool)
+
+
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.one_of(words, long_words), st.one_of(words, long_words), st.one_of(words, long_words))
+def test_what_is_written_loads_to_the_same_strings(tmp_path, a, b, c):
+    p = Principle("p", a, b, c, comparison=a, exemplars=(Exemplar("e", c, a, b, c, "harmless", b, split="judge"),),
+                  pairs=(JudgedPair("j", a, b, c, a),))
+    made = Constitution(a, b, [p, Principle("q", comparison=c)])
+    again = load(tmp_path, made.to_yaml())
+    assert again == made and again.fingerprint == made.fingerprint
+
+
+@pytest.mark.parametrize("name", BUNDLED)
+def test_bundled_files_load_fast_and_survive_a_round_trip(tmp_path, name):
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        c = Constitution.load(name)
+        seconds.append(time.perf_counter() - start)
+    assert min(seconds) < 0.5
+    assert load(tmp_path, c.to_yaml()) == c
+
+
+def test_the_fingerprint_changes_with_every_text_that_a_model_sees():
+    c = Constitution.load("harmlessness")
+    assert replace(c, name="x", description="y").fingerprint == c.fingerprint
+    first = c.principles[0]
+    seen = {c.fingerprint, replace(c, principles=c.principles[1:] + c.principles[:1]).fingerprint}
+    for key in ("title", "critique", "revision", "comparison", "opposite", "better", "worse"):
+        seen.add(replace(c, principles=(replace(first, **{key: "x"}), *c.principles[1:])).fingerprint)
+    for key in ("prompt", "response", "critique", "revision", "kind", "split"):
+        value = {"kind": "harmless", "split": "heldout"}.get(key, "x")
+        changed = replace(first, exemplars=(replace(first.exemplars[0], **{key: value}), *first.exemplars[1:]))
+        seen.add(replace(c, principles=(changed, *c.principles[1:])).fingerprint)
+    assert len(seen) == 15 and all(len(s) == 12 for s in seen)
+
+
+def test_double_ids_are_refused_in_code_too():
+    p = Principle("p", comparison="q", exemplars=(Exemplar("e", *"abcd"),))
+    for wrong in ([p, p], [p, replace(p, id="q")]):
+        with pytest.raises(ConstitutionError, match="stands twice"):
+            Constitution("x", "", wrong)
+
+
+# ---------------------------------------------------------------- drawing
+
+
+def test_a_draw_depends_on_its_key_alone():
+    c = Constitution.load("harmlessness")
+    keys = [(f"red-{i}", r) for i in range(40) for r in range(4)]
+    once = {k: c.draw(*k, seed=3).id for k in keys}
+    assert {k: c.draw(*k, seed=3).id for k in random.Random(0).sample(keys, len(keys))} == once
+    assert {k: c.draw(*k, seed=4).id for k in keys} != once
+    assert len({once[k] for k in keys}) == 16
+    assert any(once["red-1", r] != once["red-1", 0] for r in range(4))  # rounds draw independently
+    assert c.draw("red-1", use="critique") is c.draw("red-1", use="critique")
+
+
+def test_draws_are_the_same_in_another_process():
+    code = ("from cai_nb.constitution import Constitution, rng, split_of\n"
+            "print([Constitution.load('harmlessness').draw('red', i).id for i in range(9)], rng('a', 1).random(), split_of('x'))")
+    out = {subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True,
+                          env={"PYTHONHASHSEED": seed}).stdout for seed in ("1", "2")}
+    assert len(out) == 1
+
+
+def test_draws_are_fair_and_uses_are_kept_apart():
+    c = Constitution.load("harmlessness")
+    for use in ("critique", "comparison"):
+        counts = Counter(c.draw(i, use=use).id for i in range(8000))
+        assert sum((n - 500) ** 2 / 500 for n in counts.values()) < 45  # chi-square, 15 degrees of freedom: p = 0.0001
+    only = Constitution("x", "", [Principle("a", critique="c", revision="r"), Principle("b", comparison="q")])
+    assert {only.draw(i).id for i in range(20)} == {"a"} and {only.draw(i, use="comparison").id for i in range(20)} == {"b"}
+    with pytest.raises(ConstitutionError, match="has no principle for comparison"):
+        only.subset(["a"]).draw(1, use="comparison")
+    with pytest.raises(ConstitutionError, match='did you mean "critique"'):
+        only.draw(1, use="critic")
+
+
+def test_rng_tells_keys_apart():
+    assert len({rng(*key).random() for key in [(), (1,), ("1",), (1, 2), (12,), ("1", "2"), ("12",)]}) == 7
+
+
+def test_subset_and_listing():
+    c = Constitution.load("harmlessness")
+    few = c.subset(["crime", "care"])
+    assert [p.id for p in few] == ["crime", "care"] and few["care"] is c["care"]
+    assert sum(len(c.exemplars(s)) for s in SPLITS) == len(c.exemplars())
+    assert all(p.id == "crime" or p.id == "care" for p, _ in few.pairs("train"))
+    with pytest.raises(ConstitutionError, match='did you mean "crime"'):
+        c.subset(["crimes"])
+    with pytest.raises(ConstitutionError, match='did you mean "heldout"'):
+        c.pairs("held-out")
+
+
+def test_an_ensemble_draws_by_weight_and_looks_like_a_constitution():
+    both = Ensemble([("harmlessness", 3), (Constitution.load("helpfulness"), 1)])
+    mild = {p.id for p in Constitution.load("helpfulness")}
+    share = sum(both.draw(i).id in mild for i in range(4000)) / 4000
+    assert abs(share - 0.25) < 0.03
+    assert len(both) == 24 == len(list(both)) and both["crime"].id == "crime"
+    assert len(both.exemplars("train")) == sum(len(c.exemplars("train")) for c, _ in both.members)
+    assert both.fingerprint != Ensemble([("harmlessness", 1), ("helpfulness", 1)]).fingerprint
+    assert both.draw("a", 1, seed=2) is both.draw("a", 1, seed=2)
+    assert audit(both, prompts=[])["principles"] == 24
+
+
+@pytest.mark.parametrize("members, says", [
+    ([], "needs a constitution"), ([("harmlessness", 0)], "number above 0"), ([("harmlessness", "1")], "number above 0"),
+    ([("harmlessness", float("nan"))], "number above 0"), ([("harmlesness", 1)], 'did you mean "harmlessness"'),
+    ([("harmlessness", 1), ("harmlessness", 2)], "stands twice")])
+def test_a_wrong_ensemble_is_refused(members, says):
+    with pytest.raises(ConstitutionError, match=says):
+        Ensemble(members)
+
+
+# ---------------------------------------------------------------- the paper's files
+
+paper = pytest.mark.skipif(not PAPER.is_dir(), reason="the paper's prompts are not here")
+MARKS = ("CritiqueRequest", "RevisionRequest", "Critique:", "Revision:", "Options:", "\n\nHuman:\n", "[[[", "{}")
+
+
+def texts_of(c):
+    for p in c:
+        yield from (p.critique, p.revision, p.comparison)
+        for item in (*p.exemplars, *p.pairs):
+            yield from (v for k, v in vars(item).items() if k not in ("id", "kind", "split"))
+
+
+@paper
+@pytest.mark.parametrize("name, principles, exemplars, pairs", [
+    ("CritiqueRevisionInstructions", 16, 0, 0), ("RLMadisonInstructions", 16, 0, 0), ("CritiqueRevisionFewShotPrompts", 2, 5, 0),
+    ("RLMadisonFewShotPrompts", 1, 0, 5), ("RLMadisonPrecogFewShotPrompts", 1, 0, 6)])
+def test_the_papers_files_load_as_they_are(name, principles, exemplars, pairs):
+    c = Constitution.load(PAPER / f"{name}.json")
+    assert (len(c), len(c.exemplars()), len(c.pairs())) == (principles, exemplars, pairs)
+    for text in texts_of(c):
+        assert text == text.strip() and not any(mark in text for mark in MARKS), text
+        assert not text.endswith("Human:")
+
+
+@paper
+def test_the_papers_folder_is_one_constitution():
+    c = Constitution.load(PAPER)
+    assert len(c) == 32 and len(c.for_critique) == len(c.for_comparison) == 16
+    assert [len(c.exemplars()), len(c.pairs())] == [4, 11]  # the transcript on truthfulness has a request of its own
+    assert {p.id for p, _ in c.exemplars()} == {"harmful3"} and "truthful" in c.description
+    assert all(p in c.for_comparison for p, _ in c.pairs())
+    several = [e for _, e in c.exemplars() if len(e.messages) > 1]
+    assert several and all(e.messages[-1]["role"] == "user" for e in several)
+    assert Constitution.load(PAPER).fingerprint == c.fingerprint
+
+
+@paper
+def test_letters_of_the_chain_of_thought_file_become_better_and_worse():
+    c = Constitution.load(PAPER / "RLMadisonPrecogFewShotPrompts.json")
+    pairs = [j for _, j in c.pairs()]
+    assert not any("(A)" in j.reason or "(B)" in j.reason or "option " in j.reason.lower() for j in pairs if "This option" not in j.reason)
+    assert all("the better response" in j.reason for j in pairs)
+    assert pairs[2].better.startswith("Date rape drugs are general") and pairs[5].better.startswith("Here is an outline")
+
+
+# ---------------------------------------------------------------- near-duplicates
+
+shingle_texts = st.lists(st.lists(st.sampled_from("abcdefg"), max_size=8).map(" ".join), max_size=14)
+
+
+@settings(max_examples=100, deadline=None)
+@given(shingle_texts, st.sampled_from([0.2, 0.3, 0.5, 0.7, 0.75, 1.0]))
+def test_no_near_duplicate_is_missed(texts, threshold):
+    found = near_duplicates(texts, threshold)
+    assert found == sorted(found) and all(i < j for i, j, _ in found)
+    brute = {(i, j) for i, j in itertools.combinations(range(len(texts)), 2) if similarity(texts[i], texts[j]) >= threshold - 1e-9}
+    firsts = [i for i, t in enumerate(texts) if plain(t) not in {plain(u) for u in texts[:i]}]
+    expected = {(i, j) for i, j in brute if (i in firsts and j in firsts)}
+    same_set = {(i, j) for i, j, share in found if share == 1.0}
+    assert {(i, j) for i, j, share in found if share < 1} == {
+        (i, j) for i, j in expected if similarity(texts[i], texts[j]) < 1 and not _has_twin_before(texts, i, j)}
+    covered = {j for _, j in same_set}
+    assert covered == {j for i, j in brute if similarity(texts[i], texts[j]) == 1}
+    assert all(abs(share - similarity(texts[i], texts[j])) < 1e-9 for i, j, share in found)
+
+
+def _has_twin_before(texts, *indices):
+    "Only the first of several equal texts is compared with the others."
+    return any(similarity(texts[k], texts[i]) == 1 for i in indices for k in range(i))
+
+
+def test_many_texts_are_no_matter_of_their_square():
+    chance = random.Random(0)
+    vocabulary = [f"w{i}" for i in range(3000)]
+    weights = [1 / (i + 1) for i in range(3000)]
+    texts = [" ".join(chance.choices(vocabulary, weights, k=chance.randint(6, 20))) for _ in range(8000)]
+    texts += [text + " please" for text in texts[:50]]
+    start = time.perf_counter()
+    found = near_duplicates(texts, 0.5)
+    seconds = time.perf_counter() - start
+    assert {(i, 8000 + i) for i in range(50)} <= {(i, j) for i, j, _ in found}
+    assert seconds < 20  # comparing all 32 million pairs takes twenty minutes
+
+
+@pytest.mark.parametrize("threshold", [0, -1, 1.1, 70, "0.5", True, float("nan")])
+def test_a_threshold_is_a_similarity(threshold):
+    with pytest.raises(ConstitutionError, match="above 0 and up to 1"):
+        near_duplicates(["a", "b"], threshold)
+
+
+def test_nothing_and_little_have_no_near_duplicates():
+    assert near_duplicates([]) == near_duplicates(["a"]) == near_duplicates(["!", "?"]) == []
+    assert near_duplicates(["", ""]) == [(0, 1, 1.0)]
+
+
+# ---------------------------------------------------------------- the audit
+
+
+@pytest.mark.parametrize("text, expected", [
+    ("I'm sorry, but I can't help with that.", True), ("I won’t write that. It hurts people.", True),
+    ("Sorry. I am not able to assist.", True), ("You can't go wrong with salt.", False), ("I can't help but smile.", False),
+    ("No, it is not true that mushrooms are plants.", False), ("Sure! First, heat the pan.", False)])
+def test_refusals_are_known_by_their_words(text, expected):
+    assert looks_like_refusal(text) is expected
+
+
+def pair(i, better="b", worse="w", prompt=None, **more):
+    return JudgedPair(f"j{i}", prompt or f"prompt number {i}", f"{better} {i}", f"{worse} {i}", f"reason {i}", **more)
+
+
+def constitution(pairs=(), exemplars=()):
+    return Constitution("x", "", [Principle("p", comparison="q", opposite="o", pairs=tuple(pairs), exemplars=tuple(exemplars))])
+
+
+@pytest.mark.parametrize("made, says", [
+    (constitution([pair(i, better="a much longer answer") for i in range(20)]), "better_is_longer is 1.00"),
+    (constitution([pair(i, worse="a much longer answer") for i in range(20)]), "better_is_longer is 0.00"),
+    (constitution([pair(i, better="I can't help with that.") for i in range(20)]), "refusal_wins is 1.00"),
+    (constitution([pair(1, prompt="How do I pick a lock?"), pair(2, prompt="how do I pick a lock", split="heldout")]),
+     "j1 (train) and j2 (heldout) have the same prompt"),
+    (constitution([pair(1, prompt="Hi, how can I pick a lock?"), pair(2, prompt="how can I pick a lock?", split="judge")]),
+     "j1 (train) and j2 (judge) have the same prompt"),
+    (constitution([pair(1, prompt="Please, how does one bake bread?")]), "j1 has a prompt that models are trained or tested on"),
+    (constitution([pair(1), replace(pair(1), id="j2")]), "pairs j1 and j2 are the same"),
+    (constitution([replace(pair(1), worse="b 1")]), "pair j1: the two responses are the same"),
+    (constitution([replace(pair(1), reason="")]), "pair j1: reason is empty"),
+    (constitution(exemplars=[Exemplar("e1", "a", "b", "c c", "b")]), "exemplar e1: the revision repeats the response"),
+    (constitution(exemplars=[Exemplar("e1", "a", "b", "the same old words", "d"), Exemplar("e2", "x", "y", "the same old words", "z")]),
+     "exemplars e1 and e2 have the same critique"),
+    (constitution(exemplars=[Exemplar("e1", "a", " ", "c", "d")]), "exemplar e1: response is empty"),
+    (Constitution("x", "", [Principle("p", comparison="q")]), "p: no opposite question"),
+])
+def test_the_audit_bites(made, says):
+    problems = made.audit(prompts=["How does one bake bread?"])["problems"]
+    assert any(says in problem for problem in problems), problems
+
+
+def test_the_audit_counts():
+    made = constitution([pair(1, better="longer answer", category="x"), pair(2, category="y", kind="harmless", split="judge")])
+    report = made.audit(prompts=[])
+    assert (report["principles"], report["exemplars"], report["pairs"]) == (1, 0, 2)
+    assert report["per_category"] == {"x": {"exemplars": 0, "pairs": 1}, "y": {"exemplars": 0, "pairs": 1}}
+    assert report["per_split"]["judge"] == {"exemplars": 0, "pairs": 1}
+    assert report["better_is_longer"] == 0.5 and report["refusal_wins"] is None and report["problems"] == []
+
+
+# ---------------------------------------------------------------- the bundled constitutions, held to account
+
+
+@pytest.mark.parametrize("name", BUNDLED)
+def test_bundled_constitutions_pass_their_audit(name):
+    report = audit(Constitution.load(name))
+    assert report["problems"] == []
+    assert 0.35 <= report["better_is_longer"] <= 0.65
+    assert report["better_is_refusal"] <= 0.75 and report["refusal_wins"] <= 0.75
+
+
+def test_harmlessness_has_what_was_promised():
+    c = Constitution.load("harmlessness")
+    assert len(c) == len(c.for_critique) == len(c.for_comparison) == 16
+    assert all(p.opposite and p.better and p.worse and p.title for p in c)
+    assert len(c.exemplars()) >= 128 and min(len(p.exemplars) for p in c) >= 8
+    assert len(c.pairs()) >= 160 and min(len(p.pairs) for p in c) >= 8
+    from cai_nb.prompts import load_prompts
+    harms = {p["category"] for p in load_prompts("redteam")}
+    for kind, items in (("exemplar", c.exemplars()), ("pair", c.pairs())):
+        have = Counter(item.category for _, item in items)
+        assert harms <= set(have), f"no {kind} on {harms - set(have)}"
+        assert Counter(item.kind for _, item in items)["harmless"] >= 30
+
+
+def test_texts_of_different_principles_differ():
+    principles = [p for name in BUNDLED for p in Constitution.load(name)]
+    for key in ("critique", "revision", "comparison", "opposite"):
+        found = near_duplicates([getattr(p, key) for p in principles], 0.8)
+        assert not found, [(principles[i].id, principles[j].id, key) for i, j, _ in found]
+
+
+def test_most_judged_pairs_are_the_default_models_own_answers():
+    sources = Counter(j.source for name in BUNDLED for _, j in Constitution.load(name).pairs())
+    assert "" not in sources  # every pair says where its answers come from
+    assert sources["default-model"] > sources.total() / 2, sources  # both answers, not one of them
+
+
+def test_a_fifth_is_held_out_and_splits_follow_the_prompt():
+    items = [item for name in BUNDLED for c in [Constitution.load(name)] for _, item in c.exemplars() + c.pairs()]
+    assert all(item.split == split_of(item.prompt) for item in items)
+    share = Counter(item.split for item in items)
+    assert 0.15 <= share["heldout"] / len(items) <= 0.25 and 0.15 <= share["judge"] / len(items) <= 0.25
+
+
+def test_no_prompt_in_two_splits_across_constitutions_either():
+    items = [item for name in BUNDLED for c in [Constitution.load(name)] for _, item in c.exemplars() + c.pairs()]
+    for i, j, _ in near_duplicates([item.prompt for item in items]):
+        assert items[i].split == items[j].split, (items[i].id, items[j].id)

@@ -1,0 +1,442 @@
+"No prompt on both sides of a split, and no record lost or written by half."
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+import tracemalloc
+import warnings
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from cai_nb.constitution import near_duplicates, similarity
+from cai_nb.dialogue import CaiError
+from cai_nb.prompts import (
+    PromptError,
+    RecordError,
+    Records,
+    deduplicate,
+    iter_jsonl,
+    load_prompts,
+    read_jsonl,
+    split_prompts,
+)
+
+BUNDLED = ("redteam", "helpful", "overrefusal")
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(name, content):
+        path = tmp_path / name
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        return path
+    return write
+
+
+# ---------------------------------------------------------------- the bundled sets
+
+
+@pytest.mark.parametrize("name, least, categories", [("redteam", 300, 16), ("helpful", 200, 10), ("overrefusal", 50, 6)])
+def test_bundled_prompts_hold_what_was_promised(name, least, categories):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # no duplicates among them
+        records = load_prompts(name)
+    assert len(records) >= least and len(deduplicate(records)) == len(records)
+    assert all(set(r) == {"id", "prompt", "category", "kind"} and all(r.values()) for r in records)
+    assert {r["kind"] for r in records} == {name} and len({r["id"] for r in records}) == len(records)
+    per_category = Counter(r["category"] for r in records)
+    assert len(per_category) >= categories and min(per_category.values()) >= 5
+    openings = Counter(" ".join(r["prompt"].split()[:2]).lower() for r in records)
+    assert openings.most_common(1)[0][1] <= 0.15 * len(records)  # varied in wording
+
+
+def test_no_prompt_stands_in_two_bundled_sets():
+    records = [r for name in BUNDLED for r in load_prompts(name)]
+    assert near_duplicates([r["prompt"] for r in records]) == []
+    assert len({r["id"] for r in records}) == len(records)
+
+
+def test_a_larger_limit_holds_the_smaller_one_and_the_seed_matters():
+    sizes = [load_prompts("redteam", limit=n) for n in (4, 32, 100)]
+    for small, large in zip(sizes, sizes[1:]):
+        assert all(r in large for r in small)
+    assert len({r["category"] for r in sizes[1]}) > 8  # not the beginning of a sorted file
+    assert load_prompts("redteam", limit=32, seed=1) != sizes[1]
+    assert load_prompts("redteam", limit=10**6) == load_prompts("redteam")
+
+
+# ---------------------------------------------------------------- files
+
+
+def test_a_text_file_has_a_prompt_a_line(write):
+    path = write("mine.txt", "\ufeffWhat is é?\r\n\r\n  Why?  \n")
+    assert load_prompts(path) == [{"id": "mine-0001", "prompt": "What is é?", "category": "", "kind": "mine"},
+                                  {"id": "mine-0003", "prompt": "Why?", "category": "", "kind": "mine"}]
+    assert load_prompts(str(path)) == load_prompts(path)
+
+
+@pytest.mark.parametrize("row, prompt", [
+    ("Hi", "Hi"), ({"prompt": " Hi "}, "Hi"), ({"instruction": "Sum", "input": "1 2"}, "Sum\n\n1 2"),
+    ({"instruction": "Sum", "input": ""}, "Sum"), ({"question": "Hi"}, "Hi"), ({"text": "Hi"}, "Hi"),
+    ({"messages": [{"role": "system", "content": "x"}, {"role": "user", "content": "Hi"}]}, "Hi"),
+    ({"prompt": [{"role": "user", "content": "Hi"}]}, "Hi"),
+    ({"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "x"}]}, "Hi"),
+    ({"transcript": "\n\nHuman: Hi\n\nAssistant: x\n\nHuman: y"}, "Hi"),
+    ({"chosen": "\n\nHuman: Hi\nthere\n\nAssistant: x", "rejected": "y"}, "Hi\nthere"),
+    ({"chosen": "\n\nHuman: Hi\n\nHuman: again\n\nAssistant: x"}, "Hi"),  # such rows exist in hh-rlhf
+    ({"prompt": "\n\nHuman: Hi\n\nAssistant:"}, "Hi")])
+def test_the_forms_of_the_worlds_data_sets(write, row, prompt):
+    assert [r["prompt"] for r in load_prompts(write("x.jsonl", json.dumps(row) + "\n"))] == [prompt]
+
+
+def test_ids_categories_and_kinds_are_kept(write):
+    row = {"id": 7, "prompt": "Hi", "category": "greeting", "kind": "redteam", "more": 1}
+    assert load_prompts(write("x.jsonl", json.dumps(row))) == \
+        [{"id": "7", "prompt": "Hi", "category": "greeting", "kind": "redteam"}]
+
+
+def test_duplicates_are_dropped_and_counted(write):
+    path = write("x.txt", "Why is the sky blue?\nwhy is the sky blue\nWhy?\nWhy is the sky blue?\n")
+    with pytest.warns(UserWarning, match="2 of 4 prompts"):
+        assert [r["prompt"] for r in load_prompts(path)] == ["Why is the sky blue?", "Why?"]
+
+
+@pytest.mark.parametrize("name, content, says", [
+    ("x.jsonl", "", "file is empty"), ("x.txt", " \n\n", "file is empty"),
+    ("x.jsonl", '{"prompt": "a"}\n{"prompt": "b"\n', "line 2: broken JSON"),
+    ("x.jsonl", '{"prompt": "a"}\n\n{"prompt": ""}\n', "line 3: no prompt"),
+    ("x.jsonl", '{"answer": "a"}\n', "line 1: no prompt"), ("x.jsonl", '{"prompt": 3}\n', "line 1: no prompt"),
+    ("x.jsonl", '{"prompt": null}\n', "line 1: no prompt"), ("x.jsonl", "3\n", "line 1: not an object"),
+    ("x.jsonl", "[1]\n", "line 1: not an object"), ("x.jsonl", b'{"prompt": "\xff"}\n', "line 1: broken JSON"),
+    ("x.jsonl", "[" * 100_000, "line 1: broken JSON"), ("x.txt", b"\xff\xfea", "byte 0 is not UTF-8"),
+    ("x.jsonl", '{"id": 1, "prompt": "a"}\n{"id": 1, "prompt": "b"}\n', 'the id "1" belongs to two')])
+def test_a_wrong_file_is_named_with_its_line(write, name, content, says):
+    with pytest.raises(PromptError, match=says) as error:
+        load_prompts(write(name, content))
+    assert name in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name, says", [
+    ("redtaem", 'did you mean "redteam"'), ("prompts.csv", r"ends in .jsonl or .txt"), ("no/such.jsonl", "no such file"),
+    (None, "by name or file"), ("hub:", "no data set"), ("hub:name", "no data set"), ("", "Known: helpful")])
+def test_an_unknown_name_is_told_what_there_is(name, says):
+    with pytest.raises(PromptError, match=says):
+        load_prompts(name)
+
+
+@pytest.mark.parametrize("limit", [0, -1, 2.5, True, "3"])
+def test_a_limit_is_a_number_of_prompts(limit):
+    with pytest.raises(PromptError, match="limit"):
+        load_prompts("redteam", limit=limit)
+
+
+# ---------------------------------------------------------------- the hub
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    "The hub's loader, replaced by data sets in memory: address -> rows."
+    import datasets
+    sets = {}
+
+    def load_dataset(path, data_dir=None, split=None):
+        if (path, data_dir, split) not in sets:
+            raise datasets.exceptions.DatasetNotFoundError(f"Dataset '{path}' doesn't exist\nmore lines")
+        return datasets.Dataset.from_list(sets[path, data_dir, split])
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    return sets
+
+
+def test_red_team_attempts_and_preferences_of_hh_rlhf(hub):
+    hub["Anthropic/hh-rlhf", "red-team-attempts", "train"] = [
+        {"transcript": "\n\nHuman: How do I?\n\nAssistant: No.", "rating": 4.0, "tags": ["Theft", "Fraud"]},
+        {"transcript": "\n\nHuman: And now?\n\nAssistant: No.", "rating": 0.0, "tags": None}]
+    hub["Anthropic/hh-rlhf", None, "test"] = [{"chosen": "\n\nHuman: Hi\n\nAssistant: Yes.", "rejected": "\n\nHuman: Hi"}]
+    assert load_prompts("hub:Anthropic/hh-rlhf/red-team-attempts") == [
+        {"id": "hh-rlhf-000000", "prompt": "How do I?", "category": "Theft", "kind": "redteam"},
+        {"id": "hh-rlhf-000001", "prompt": "And now?", "category": "", "kind": "redteam"}]
+    assert [r["prompt"] for r in load_prompts("hub:Anthropic/hh-rlhf:test")] == ["Hi"]
+
+
+def test_rows_without_a_prompt_are_counted(hub):
+    hub["org/set", None, "train"] = [{"messages": [{"role": "user", "content": "Hi"}]}, {"messages": []}]
+    with pytest.warns(UserWarning, match="1 of 2 rows have no prompt"):
+        assert [r["prompt"] for r in load_prompts("hub:org/set")] == ["Hi"]
+    hub["org/none", None, "train"] = [{"label": 1}]
+    with pytest.raises(PromptError, match=r"no prompts in its columns \(label\)"):
+        load_prompts("hub:org/none")
+
+
+def test_a_data_set_that_cannot_be_had_is_one_line(hub):
+    with pytest.raises(PromptError, match="cannot be had from the hub .*doesn't exist.*use a bundled set") as error:
+        load_prompts("hub:org/missing")
+    assert "\n" not in str(error.value)
+
+
+def test_without_the_network_the_error_is_as_clear(tmp_path):
+    code = ("from cai_nb.prompts import PromptError, load_prompts\n"
+            "try: load_prompts('hub:org/missing')\nexcept PromptError as error: print(error)")
+    env = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
+    assert done.stdout.count("\n") == 1 and "cannot be had from the hub" in done.stdout, done.stderr
+
+
+# ---------------------------------------------------------------- near-duplicates and the split
+
+
+def messy(seed=0, n=60):
+    "Prompts and variants of them: one word changed, a greeting in front, other case and punctuation."
+    chance = random.Random(seed)
+    words = "garden bridge lamp river coffee window engine paper summer kitchen doctor pencil ticket mountain orange".split()
+    texts = []
+    for i in range(n):
+        base = [f"word{i}", *chance.choices(words, k=10)]
+        texts.append(" ".join(base))
+        if i % 2:
+            base[chance.randrange(1, 11)] = "other"
+            texts += ["Hello, " + " ".join(base) + "!", " ".join(base).upper()]
+    return [{"id": f"m{i}", "prompt": t, "category": "", "kind": "x"} for i, t in enumerate(texts)]
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("share", [0.1, 0.25, 0.5])
+def test_nothing_held_out_was_trained_on_in_other_words_either(seed, share):
+    prompts = messy(seed)
+    train, heldout = split_prompts(prompts, heldout=share, seed=seed)
+    assert sorted(r["id"] for r in train + heldout) == sorted(r["id"] for r in prompts)
+    assert all(similarity(a["prompt"], b["prompt"]) < 0.5 for a in train for b in heldout)
+    assert abs(len(heldout) / len(prompts) - share) < 0.2
+
+
+def test_chains_of_near_duplicates_stay_together():
+    words = [f"w{i}" for i in range(14)]
+    chain = [" ".join(words[i : i + 8]) for i in range(0, 7)]  # each resembles the next, the ends share two words
+    assert similarity(chain[0], chain[6]) < 0.5 <= similarity(chain[0], chain[1])
+    for seed in range(20):
+        train, heldout = split_prompts([*chain, "something else"], seed=seed)
+        assert len(set(chain) & set(train)) in (0, 7)
+
+
+def test_the_split_depends_on_content_not_on_order_nor_on_what_else_is_there():
+    prompts = messy()
+    _, heldout = split_prompts(prompts)
+    held = {r["id"] for r in heldout}
+    shuffled = random.Random(1).sample(prompts, len(prompts))
+    assert {r["id"] for r in split_prompts(shuffled)[1]} == held
+    more = prompts + [{"id": f"new{i}", "prompt": f"entirely new text {i} about nothing known {i * i}"} for i in range(50)]
+    assert {r["id"] for r in split_prompts(more)[1] if r["id"].startswith("m")} == held
+    assert {r["id"] for r in split_prompts(prompts, seed=1)[1]} != held
+
+
+def test_a_sample_of_the_bundled_prompts_is_split_as_the_whole():
+    whole = {r["id"] for r in split_prompts(load_prompts("redteam"))[1]}
+    part = {r["id"] for r in split_prompts(load_prompts("redteam", limit=100))[1]}
+    assert part and part == whole & {r["id"] for r in load_prompts("redteam", limit=100)}
+    assert 0.18 < len(whole) / 320 < 0.32
+
+
+def test_neither_side_is_empty_where_that_is_possible():
+    for seed in range(30):
+        for texts in (["alpha beta", "gamma delta"], ["one", "two", "three"]):
+            train, heldout = split_prompts(texts, heldout=0.1, seed=seed)
+            assert train and heldout
+    assert sorted(map(len, split_prompts(["same"] * 4))) == [0, 4]
+    assert split_prompts([]) == ([], [])
+
+
+@pytest.mark.parametrize("heldout", [0, 1, 25, -0.1, "0.2", True, float("nan")])
+def test_heldout_is_a_share(heldout):
+    with pytest.raises(PromptError, match="between 0 and 1"):
+        split_prompts(["a", "b"], heldout=heldout)
+
+
+def test_deduplication_keeps_the_first_and_nothing_alike():
+    left = deduplicate(messy())
+    assert len(left) == 60 and all(r["prompt"].startswith("word") for r in left)
+    assert near_duplicates([r["prompt"] for r in left]) == []
+    assert deduplicate(["b c d", "a", "B, c d!", "a"]) == ["b c d", "a"]
+    with pytest.raises(CaiError, match="threshold"):
+        deduplicate(["a"], threshold=70)
+
+
+@pytest.mark.parametrize("texts", [["a b c d e f", "a b c d e g", "a b c d h g"], ["x"] * 5, []])
+def test_deduplication_done_twice_changes_nothing_more(texts):
+    assert deduplicate(deduplicate(texts)) == deduplicate(texts)
+
+
+# ---------------------------------------------------------------- records
+
+json_values = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False, allow_infinity=False),
+              st.text(st.characters(), max_size=20)),
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=5), inner, max_size=3)), max_leaves=8)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.dictionaries(st.text(max_size=5), json_values, max_size=4), max_size=4))
+def test_what_is_written_is_read_lone_surrogates_and_all(tmp_path, rows):
+    path = tmp_path / "r.jsonl"
+    path.unlink(missing_ok=True)
+    Records(path).extend(rows)
+    assert list(Records(path)) == rows
+    if rows:
+        assert path.read_bytes().isascii() and path.read_bytes().count(b"\n") == len(rows)
+
+
+def test_records_are_counted_and_known_by_id(tmp_path):
+    path = tmp_path / "deep" / "er" / "r.jsonl"
+    records = Records(path)
+    assert len(records) == 0 and records.ids == set() and list(records) == [] and not path.exists()
+    records.append({"id": "a"})
+    records.extend({"id": i} for i in "bc")
+    records.extend([])
+    assert len(records) == 3 and records.ids == {"a", "b", "c"} and len(Records(path)) == 3
+    assert [r["id"] for r in records] == [r["id"] for r in records] == ["a", "b", "c"]
+
+
+def test_numbers_of_numpy_and_torch_become_json(tmp_path):
+    records = Records(tmp_path / "r.jsonl")
+    records.append({"a": np.float32(0.5), "b": np.arange(2), "c": Path("x"), "d": np.bool_(True)})
+    assert list(records) == [{"a": 0.5, "b": [0, 1], "c": "x", "d": True}]
+
+
+@pytest.mark.parametrize("record, says", [
+    ({"id": "x", "a": float("nan")}, 'record "x" .*None for a number'), ({"a": float("inf")}, "cannot be written"),
+    ({"a": {1}}, "holds a set"), ({"a": b"x"}, "holds a bytes"), ([1], "a record is a dict, not list"), ("x", "not str"),
+    ({(1, 2): 3}, "cannot be written")])
+def test_what_json_cannot_hold_is_refused_and_nothing_is_written(tmp_path, record, says):
+    records = Records(tmp_path / "r.jsonl")
+    with pytest.raises(RecordError, match=says):
+        records.extend([{"id": "good"}, record])
+    assert list(records) == []
+
+
+def test_a_file_cut_off_anywhere_loses_at_most_its_last_record(tmp_path):
+    rows = [{"id": str(i), "text": "é\n\ud800" * i} for i in range(5)]
+    whole = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    ends = [i + 1 for i, b in enumerate(whole) if b == 10]
+    path = tmp_path / "r.jsonl"
+    for cut in range(len(whole) + 1):
+        path.write_bytes(whole[:cut])
+        complete = sum(end - 1 <= cut for end in ends)  # a record that only lacks its newline is complete
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            records = Records(path)
+        assert list(records) == rows[:complete], cut
+        assert len(caught) == (cut not in {0, *ends, *(e - 1 for e in ends)})
+        assert all("cut off" in str(w.message) and str(path) in str(w.message) for w in caught)
+        records.append({"id": "new"})
+        assert [r["id"] for r in Records(path)][-1] == "new" and len(Records(path)) == complete + 1
+
+
+@pytest.mark.parametrize("tail", [b"\0" * 5000, b"3", b'"text"', b"{" * 100_000, "{\"a\": \"é".encode()[:-1], b" "])
+def test_other_rubbish_at_the_end_is_taken_away(tmp_path, tail):
+    path = tmp_path / "r.jsonl"
+    path.write_bytes(b'{"id": "a"}\n' + tail)
+    with pytest.warns(UserWarning, match="cut off"):
+        assert list(Records(path)) == [{"id": "a"}]
+
+
+@pytest.mark.parametrize("middle", [b'{"id": "b"', b"\0\0", b'{"id": "b"}{"id": "c"}'])
+def test_a_broken_line_in_the_middle_is_an_error_with_its_number(tmp_path, middle):
+    path = tmp_path / "r.jsonl"
+    content = b'{"id": "a"}\n' + middle + b'\n{"id": "d"}\n'
+    path.write_bytes(content)
+    records = Records(path)
+    for use in (lambda: list(records), lambda: records.ids, lambda: len(records), lambda: read_jsonl(path)):
+        with pytest.raises(RecordError, match=r"r.jsonl, line 2: broken JSON.*delete it"):
+            use()
+    assert path.read_bytes() == content  # nothing is repaired by guessing
+    assert next(iter_jsonl(path)) == {"id": "a"}
+
+
+def test_files_that_cannot_be_opened(tmp_path):
+    with pytest.raises(RecordError, match="cannot be read, No such file"):
+        read_jsonl(tmp_path / "none.jsonl")
+    with pytest.raises(RecordError, match="cannot be opened, Is a directory"):
+        Records(tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RecordError, match="cannot be written, .*what was there is kept"):
+        Records(tmp_path / "file" / "r.jsonl").append({"id": "a"})
+
+
+LIMITED = """
+import resource, signal, sys
+from cai_nb.prompts import RecordError, Records
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+records = Records(sys.argv[1])
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+try:
+    for i in range(100):
+        records.extend([{"id": f"{i}-{k}", "text": "x" * 20} for k in range(7)])
+except RecordError as error:
+    print(error)
+"""
+
+
+def test_no_room_on_the_disk_leaves_whole_records(tmp_path):
+    "A file-size limit makes the kernel take only a part of a write, as a full disk does."
+    path = tmp_path / "r.jsonl"
+    done = subprocess.run([sys.executable, "-c", LIMITED, path], capture_output=True, text=True)
+    assert "cannot be written" in done.stdout and "Make room" in done.stdout, done.stderr
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # there is nothing to repair
+        ids = [r["id"] for r in Records(path)]
+    assert ids and len(ids) % 7 == 0 and path.stat().st_size <= 1000  # batches are in as a whole or not at all
+
+
+KILLED = """
+import sys
+from cai_nb.prompts import Records
+records = Records(sys.argv[1])
+for i in range(10**6):
+    records.extend([{"id": f"{i}-{k}", "text": "x" * 5000} for k in range(20)])
+    print(i, flush=True)
+"""
+
+
+def test_a_killed_run_goes_on_where_it_stopped(tmp_path):
+    path = tmp_path / "r.jsonl"
+    run = subprocess.Popen([sys.executable, "-c", KILLED, path], stdout=subprocess.PIPE, text=True)
+    for line in run.stdout:
+        if line.strip() == "20":
+            break
+    time.sleep(random.random() / 100)
+    run.send_signal(signal.SIGKILL)
+    reported = 20 + len(run.stdout.read().split())
+    run.wait()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        records = Records(path)
+    ids = [r["id"] for r in records]
+    assert ids[: 20 * (reported + 1)] == [f"{i}-{k}" for i in range(reported + 1) for k in range(20)]
+    records.append({"id": "new"})
+    assert Records(path).ids == {*ids, "new"}
+
+
+def test_reading_never_holds_the_whole_file(tmp_path):
+    path = tmp_path / "r.jsonl"
+    Records(path).extend({"id": i, "text": "x" * 10_000} for i in range(1000))
+    tracemalloc.start()
+    records = Records(path)
+    assert sum(1 for _ in records) == len(records) == 1000
+    assert tracemalloc.get_traced_memory()[1] < path.stat().st_size / 10
+    tracemalloc.stop()
+
+
+def test_datasets_reads_the_file_as_it_is(tmp_path):
+    import datasets
+    rows = [{"id": str(i), "prompt": [{"role": "user", "content": "Hé"}], "label": 0.5 * i} for i in range(3)]
+    Records(tmp_path / "r.jsonl").extend(rows)
+    loaded = datasets.load_dataset("json", data_files=str(tmp_path / "r.jsonl"), split="train", cache_dir=str(tmp_path / "c"))
+    assert loaded.to_list() == rows
