@@ -499,7 +499,7 @@ def revision_stage(run, folder):
 
     r, records = run.recipe.revision, Records(folder / "records.jsonl")
     config = RevisionConfig(rounds=r.rounds, critique=r.critique, exemplars=r.exemplars, temperature=r.temperature,
-                            max_tokens=r.max_tokens, critique_tokens=r.critique_tokens, candidates=r.candidates,
+                            critic_temperature=r.critic_temperature, max_tokens=r.max_tokens, critique_tokens=r.critique_tokens, candidates=r.candidates,
                             batch_size=r.batch_size, seed=run.recipe.seed)
     prompts = prompts_of(run, "redteam", "train")
     revise(model_of(run, "start"), prompts, constitution_of(run.recipe, "harmless"), config,

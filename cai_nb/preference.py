@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SoftCollator', 'SoftRewardTrainer', 'PreferenceError', 'preference_metrics', 'reliability', 'ScoreHead',
            'sequence_classifier', 'encode_dialogue', 'PreferenceModel', 'PreferenceSettings', 'preference_rows',
-           'split_by_prompt', 'train_preference_model', 'load_dtype']
+           'split_by_prompt', 'soft_probe', 'train_preference_model', 'load_dtype']
 
 # %% ../nbs/07_preference.ipynb #6b8a2da3
 import copy, json, time
@@ -106,23 +106,34 @@ class PreferenceModel:
     def __repr__(self): return f"PreferenceModel({self.id}, mean {self.mean:.3f}, std {self.std:.3f})"
     @property
     def device(self): return next(self.model.parameters()).device
-    def logits(self, dialogues, batch_size: int = 32, desc: str = "scoring") -> np.ndarray:
-        "`(N,)` raw scores: differences are log-odds"
-        for i, d in enumerate(dialogues):
-            if not d or d[-1]["role"] != "assistant": raise PreferenceError(f"dialogue {i} does not end with the assistant's answer, so there is nothing to score.")
-        rows, out = [encode_dialogue(d, self.tokenizer) for d in dialogues], np.zeros(len(dialogues))
-        limit = getattr(self.model.config, "max_position_embeddings", None) or 1 << 30
-        for i, r in enumerate(rows):
-            if len(r) > limit: raise PreferenceError(f"dialogue {i} has {len(r)} tokens, more than the context of {limit}: leave it out or shorten it.")
-        @torch.inference_mode()
+    @torch.inference_mode()
+    def _forward(self, rows, pick, width, batch_size: int = 32, desc: str = "scoring") -> np.ndarray:
+        "`pick(ids, mask, last)` of right-padded batches of token rows; `last` is the position of each row's last token"
+        out = np.zeros((len(rows), width))
         def work(batch):
-            T = max(len(rows[i]) for i in batch)
-            ids, mask = torch.full((len(batch), T), self.tokenizer.pad_token_id), torch.zeros(len(batch), T, dtype=torch.long)
+            last = torch.tensor([len(rows[i]) - 1 for i in batch])
+            ids, mask = torch.full((len(batch), int(last.max()) + 1), self.tokenizer.pad_token_id), torch.zeros(len(batch), int(last.max()) + 1, dtype=torch.long)
             for k, i in enumerate(batch): ids[k, :len(rows[i])], mask[k, :len(rows[i])] = torch.tensor(rows[i]), 1
-            out[batch] = self.model(input_ids=ids.to(self.device), attention_mask=mask.to(self.device), use_cache=False).logits[:, 0].float().cpu().numpy()
+            out[batch] = pick(ids.to(self.device), mask.to(self.device), last.to(self.device)).float().cpu().numpy()
         for_batches([len(r) for r in rows], batch_size, work, desc)
         if not np.isfinite(out).all(): raise PreferenceError("the preference model gave NaN; load it in float32 (dtype='float32').")
         return out
+    def hidden(self, rows, batch_size: int = 32) -> np.ndarray:
+        "`(N, H)` the trunk's output at the last token of each row of token ids"
+        trunk = getattr(self.model, self.model.base_model_prefix)
+        def pick(ids, mask, last):
+            states = trunk(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+            return states[torch.arange(len(last), device=last.device), last]
+        return self._forward(rows, pick, self.model.config.hidden_size, batch_size, "reading")
+    def logits(self, dialogues, batch_size: int = 32) -> np.ndarray:
+        "`(N,)` raw scores: differences are log-odds"
+        for i, d in enumerate(dialogues):
+            if not d or d[-1]["role"] != "assistant": raise PreferenceError(f"dialogue {i} does not end with the assistant's answer, so there is nothing to score.")
+        rows = [encode_dialogue(d, self.tokenizer) for d in dialogues]
+        limit = getattr(self.model.config, "max_position_embeddings", None) or 1 << 30
+        for i, r in enumerate(rows):
+            if len(r) > limit: raise PreferenceError(f"dialogue {i} has {len(r)} tokens, more than the context of {limit}: leave it out or shorten it.")
+        return self._forward(rows, lambda ids, mask, last: self.model(input_ids=ids, attention_mask=mask, use_cache=False).logits, 1, batch_size)[:, 0]
     def score(self, dialogues, batch_size: int = 32) -> np.ndarray:
         "`(N,)` normalised scores: the reward of PPO"
         return (self.logits(dialogues, batch_size) - self.mean)/self.std
@@ -145,6 +156,7 @@ class PreferenceSettings:
     max_length: int = 256           # tokens; a pair with a longer dialogue is left out, and counted
     heldout: float = 0.2            # share of the prompts kept for the metrics, 0 to below 1
     label: str = "soft"             # "soft": the records' probabilities; "hard": 1 for every chosen response
+    probe: bool = True              # begin with the best linear head on the untouched trunk, then train all
     seed: int = 0
 
 # %% ../nbs/07_preference.ipynb #e760d2d9
@@ -171,6 +183,27 @@ def split_by_prompt(records, heldout: float, seed: int = 0):
     return [i for i, t in enumerate(texts) if t not in set(out)], [i for i, t in enumerate(texts) if t in set(out)]
 
 # %% ../nbs/07_preference.ipynb #6a98dee3
+def soft_probe(d,        # (N, H) differences of last hidden states, chosen − rejected
+               p,        # (N,) labels
+               groups,   # (N,) rows of a group stay together in cross-validation
+               strengths=(1, 3, 10, 30, 100), seed: int = 0):
+    "`(H,)` weights that minimise the soft cross-entropy of σ(d·w), with the L2 penalty that cross-validates best"
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import GroupKFold
+    std = d.std(0) + 1e-6
+    z, p = d/std, np.asarray(p, float)
+    def fit(rows, c):
+        x, weight = np.concatenate([z[rows], -z[rows]]), np.concatenate([p[rows], 1 - p[rows]])
+        return LogisticRegression(C=c/z.shape[1], fit_intercept=False, max_iter=2000).fit(
+            np.concatenate([x, -x]), np.repeat([1, 0], len(x)), np.concatenate([weight, weight])/2).coef_[0]
+    def loss(rows, w): return (np.logaddexp(0, -z[rows] @ w) + (1 - p[rows])*(z[rows] @ w)).sum()
+    folds = min(5, len(set(groups)))
+    if folds > 1:
+        parts = list(GroupKFold(folds, shuffle=True, random_state=seed).split(z, groups=groups))
+        strengths = [min(strengths, key=lambda c: sum(loss(test, fit(train, c)) for train, test in parts))]
+    return fit(np.arange(len(z)), strengths[0])/std
+
+# %% ../nbs/07_preference.ipynb #cd7c7a85
 def train_preference_model(model_name: str,   # default, folder or hub id
                            comparisons,       # comparison records
                            out,               # folder for the adapter (LoRA) or the whole model, and preference.json
@@ -189,6 +222,7 @@ def train_preference_model(model_name: str,   # default, folder or hub id
     args = RewardConfig(output_dir=str(out), per_device_train_batch_size=s.batch_size, gradient_accumulation_steps=s.accumulation,
                         num_train_epochs=s.epochs, learning_rate=s.learning_rate, lr_scheduler_type=s.schedule, warmup_steps=min(5, steps//4),
                         max_length=None, seed=s.seed, logging_steps=max(1, steps//25), **trainer_defaults())
+    if s.probe: _start_from_probe(PreferenceModel(model, tokenizer), [rows[i] for i in train], [kept[i] for i in train], s.seed)
     trainer = SoftRewardTrainer(model=model, args=args, train_dataset=Dataset.from_list([rows[i] for i in train]), peft_config=peft_config,
                                 processing_class=tokenizer)
     start = time.time()
@@ -206,6 +240,13 @@ def train_preference_model(model_name: str,   # default, folder or hub id
     (out/"heldout.jsonl").write_text("".join(json.dumps(r) + "\n" for r in held_rows))
     (out/"metrics.json").write_text(json.dumps(metrics, indent=1))
     return metrics
+
+def _start_from_probe(scorer, rows, records, seed):
+    "Set the head to the probe's weights"
+    d = scorer.hidden([r["chosen_ids"] for r in rows]) - scorer.hidden([r["rejected_ids"] for r in rows])
+    groups = np.unique([json.dumps(r["prompt"]) for r in records], return_inverse=True)[1]
+    w = soft_probe(d, [r["label"] for r in rows], groups, seed=seed)
+    with torch.no_grad(): scorer.model.score.weight.copy_(torch.tensor(w)[None])
 
 def _examine(scorer, records, held):
     "Mean and standard deviation of all scores, and probabilities and metrics of the held-out records"

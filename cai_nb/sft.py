@@ -77,6 +77,7 @@ def finetune(model_name: str,     # default, folder or hub id
              adapter=None):       # adapters merged into the model before training
     "Fine-tune on the assistant's turns of the completions and save to `out`; returns counts, seconds and the loss curve"
     from datasets import Dataset
+    from transformers import PrinterCallback
     from trl import SFTConfig, SFTTrainer
     model, tokenizer, ident = load_pretrained(model_name, adapter=adapter, dtype=None if settings.lora_rank else "float32")
     rows, dropped = training_rows(examples, tokenizer, settings.max_length)
@@ -88,6 +89,7 @@ def finetune(model_name: str,     # default, folder or hub id
                      warmup_steps=min(5, int(steps)//4), max_length=None, seed=settings.seed, train_sampling_strategy="group_by_length",
                      logging_steps=max(1, int(steps)//25), dataset_kwargs={"skip_prepare_dataset": True}, **trainer_defaults())
     trainer = SFTTrainer(model=model, args=args, train_dataset=Dataset.from_list(rows), peft_config=peft_config, processing_class=tokenizer)
+    trainer.remove_callback(PrinterCallback)  # the curve is kept, a line a step need not be printed
     start = time.time()
     trainer.train()
     trainer.save_model(str(out))

@@ -10,7 +10,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from cai_nb.dialogue import CaiError, assistant, user
 from cai_nb.preference import (PreferenceModel, PreferenceSettings, SoftRewardTrainer, encode_dialogue, preference_metrics,
-                               sequence_classifier, split_by_prompt, train_preference_model)
+                               sequence_classifier, soft_probe, split_by_prompt, train_preference_model)
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +88,8 @@ def test_score_is_read_at_the_end_of_the_turn(folder):
 def test_train_save_load(folder, tmp_path, rank):
     rows = [comparison(i, 0.9) for i in range(24)] + [comparison(99, 0.9, bad="long " * 100)]
     out = tmp_path / "pm"
-    metrics = train_preference_model(folder, rows, out, PreferenceSettings(learning_rate=3e-3, epochs=8, lora_rank=rank, batch_size=4))
+    metrics = train_preference_model(folder, rows, out, PreferenceSettings(learning_rate=3e-3, epochs=8, lora_rank=rank, batch_size=4,
+                                                                             probe=False))
     assert metrics["dropped"] == 1 and metrics["examples"] + metrics["n"] == 24
     assert metrics["agreement"] > 0.8 and metrics["curve"][-1]["loss"] < metrics["curve"][0]["loss"]
     scorer = PreferenceModel.load(out, dtype="float32")
@@ -99,6 +100,24 @@ def test_train_save_load(folder, tmp_path, rank):
     held = [next(r for r in rows if r["id"] == s["id"]) for s in saved]
     p = scorer.prob([[*r["prompt"], *r["chosen"]] for r in held], [[*r["prompt"], *r["rejected"]] for r in held])
     assert p == pytest.approx([s["p"] for s in saved], abs=0.03)  # a bfloat16 trunk was trained, a float32 one is loaded
+
+
+def test_probe_is_the_best_linear_head(folder, tmp_path):
+    rows = [comparison(i, 0.9) for i in range(40)]
+    still = PreferenceSettings(learning_rate=1e-9, epochs=1, lora_rank=4, batch_size=8)
+    probed = train_preference_model(folder, rows, tmp_path / "a", still)
+    blank = train_preference_model(folder, rows, tmp_path / "b", PreferenceSettings(learning_rate=1e-9, epochs=1, lora_rank=4, probe=False))
+    assert blank["cross_entropy"] == pytest.approx(np.log(2), abs=1e-4)
+    assert probed["agreement"] == 1 and probed["cross_entropy"] < 0.45 < blank["cross_entropy"]
+
+
+def test_probe_against_binary_cross_entropy_by_torch():
+    rng = np.random.default_rng(0)
+    d = rng.normal(size=(300, 4)) * [1, 5, 0.1, 1]
+    p = 1 / (1 + np.exp(-(d @ [0.5, 0.1, 3, 0]) + rng.normal(size=300)))
+    w = torch.tensor(soft_probe(d, p, np.arange(300), strengths=(1e6,)), requires_grad=True)
+    binary_cross_entropy_with_logits(torch.tensor(d) @ w, torch.tensor(p)).backward()
+    assert w.grad.abs().max() < 1e-3
 
 
 def test_training_repeats_itself(folder, tmp_path):
