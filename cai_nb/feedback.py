@@ -12,7 +12,7 @@ __all__ = ['ANSWER', 'LAYERS', 'FeedbackError', 'as_messages', 'same_text', 'sam
 import json, math, warnings
 from pathlib import Path
 import numpy as np
-from .constitution import Constitution, Ensemble, rng
+from .constitution import Constitution, rng
 from .dialogue import CaiError, assistant, to_paper, user
 
 # %% ../nbs/06_feedback.ipynb #6f78a54a
