@@ -898,7 +898,7 @@ def figure_results(
     result,  # of `evaluate`
 ):  # matplotlib Figure
     "Win rates and shares with their 95 % intervals."
-    from matplotlib.figure import Figure
+    import matplotlib.pyplot as plt
 
     models, rows = result["models"], {}
     for question, by_name in result["wins"].items():
@@ -908,10 +908,11 @@ def figure_results(
     keys = ("evasive", "accusatory", "preachy", "overrefusal", "refusal_helpful", "boilerplate", "degenerate",
             "unfinished")
     measured = [(TITLES[k], result["measures"][k]) for k in keys if k in result["measures"]]
-    figure = Figure(figsize=(10, 1.5 + 0.45 * max(len(rows), len(measured))), layout="constrained")
-    left, right = figure.subplots(1, 2)
+    height = 1.5 + 0.45 * max(len(rows), len(measured))
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, height), layout="constrained")
     _dots(left, list(rows.items()), models, "wins (0.5: no difference)", 0.5)
     _dots(right, measured, models, "share of answers")
     handles = [right.plot([], [], "o-", color=_COLOURS[k % 6], label=m)[0] for k, m in enumerate(models)]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(models), frameon=False)
+    plt.close(figure)  # shown once, as the cell's value
     return figure

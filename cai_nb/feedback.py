@@ -35,7 +35,8 @@ def _answer_twice(model, todo, tries: int, **sampling):
         ids = [i for i in open_ if i not in found]
         if not ids: break
         keys = [f"{i}/{side}/{attempt}" for i in ids for side in ("first", "second")]
-        said = model.sample([as_messages(open_[i]["prompt"]) for i in ids for _ in range(2)], keys=keys, desc="pairs", **sampling)
+        twice = [as_messages(open_[i]["prompt"]) for i in ids for _ in range(2)]
+        said = model.sample(twice, keys=keys, desc="pairs", **sampling)
         for i, a, b in zip(ids, said[::2], said[1::2]):
             if a.text and b.text and not same_text(a.text, b.text): found[i] = a, b
     return found
@@ -50,23 +51,28 @@ def sample_pairs(model,                     # LanguageModel: SL-CAI in the paper
                  tries: int = 3,            # how often an empty or equal pair is sampled anew
                  records=None) -> list:     # Records to append to; pairs that stand there already are not sampled again
     "Two answers to each prompt, drawn independently (paper, section 4.1), as pair records"
-    if temperature <= 0: raise FeedbackError(f"temperature={temperature}: two answers differ by chance alone, so it must be above 0; the paper takes 1.")
+    if temperature <= 0:
+        raise FeedbackError(f"temperature={temperature}: two answers differ by chance alone, so it must be above 0; "
+                            "the paper takes 1.")
+    settings = {"temperature": temperature, "max_tokens": max_tokens}
     done = {r["id"]: r for r in records} if records is not None else {}
     wanted = [(f"{p['id']}-{k}", p) for p in prompts for k in range(n)]
     fit = model.fits([as_messages(p["prompt"]) for _, p in wanted], max_tokens)
     todo = [w for w, ok in zip(wanted, fit) if ok and w[0] not in done]
     for start in range(0, len(todo), 4*batch_size):
         part = todo[start:start + 4*batch_size]
-        found = _answer_twice(model, part, tries, max_tokens=max_tokens, temperature=temperature, seed=seed, batch_size=batch_size)
-        new = [{"id": i, "kind": p.get("kind", ""), "category": p.get("category", ""), "prompt": as_messages(p["prompt"]),
-                "responses": [c.text for c in found[i]], "finished": [c.finished for c in found[i]], "model": model.id, "seed": seed,
-                "settings": {"temperature": temperature, "max_tokens": max_tokens}} for i, p in part if i in found]
+        found = _answer_twice(model, part, tries, seed=seed, batch_size=batch_size, **settings)
+        new = [{"id": i, "kind": p.get("kind", ""), "category": p.get("category", ""),
+                "prompt": as_messages(p["prompt"]), "responses": [c.text for c in found[i]],
+                "finished": [c.finished for c in found[i]], "model": model.id, "seed": seed, "settings": settings}
+               for i, p in part if i in found]
         if records is not None: records.extend(new)
         done |= {r["id"]: r for r in new}
     out = [done[i] for i, _ in wanted if i in done]
     if len(out) < len(wanted):
-        warnings.warn(f"{len(wanted) - len(out)} of {len(wanted)} pairs were left out: {fit.count(False)} prompts too long for the context, "
-                      f"the rest empty or equal in {tries} tries.", stacklevel=2)
+        long = fit.count(False)
+        warnings.warn(f"{len(wanted) - len(out)} of {len(wanted)} pairs were left out: {long} prompts too long for the "
+                      f"context, the rest empty or equal in {tries} tries.", stacklevel=2)
     return out
 
 # %% ../nbs/06_feedback.ipynb #284f5128
@@ -78,8 +84,8 @@ def comparison_question(prompt,     # messages, or the human's text
                         principle): # its `comparison` is the question
     "The multiple choice of the paper's section 4.1 as a chat message"
     talk = to_paper(as_messages(prompt)).strip()
-    return [user(f"Consider the following conversation between a human and an assistant:\n\n{talk}\n\n{principle.comparison}\n\n"
-                 f"Options:\n(A) {a}\n(B) {b}")]
+    return [user(f"Consider the following conversation between a human and an assistant:\n\n{talk}\n\n"
+                 f"{principle.comparison}\n\nOptions:\n(A) {a}\n(B) {b}")]
 
 # %% ../nbs/06_feedback.ipynb #21ab3e88
 def soften(p: float,             # P(first response is better)
@@ -87,10 +93,12 @@ def soften(p: float,             # P(first response is better)
            clamp=None) -> float: # (low, high): soft labels are kept in between, e.g. (0.4, 0.6) for chain of thought
     "What becomes of a probability on its way into a label (paper, sections 4.1 and 4.3)"
     if label not in ("soft", "hard"): raise FeedbackError(f"label={label!r}: write 'soft' or 'hard'.")
-    if not 0 <= p <= 1: raise FeedbackError(f"a label of {p} is no probability: the feedback model gave NaN or worse; load it in float32.")
+    if not 0 <= p <= 1:
+        raise FeedbackError(f"a label of {p} is no probability: the model gave NaN or worse; load it in float32.")
     if label == "hard": return float(p >= 0.5)
     low, high = clamp or (0.0, 1.0)
-    if not 0 <= low <= 0.5 <= high <= 1: raise FeedbackError(f"clamp={clamp}: write (low, high) with low ≤ 0.5 ≤ high, such as (0.4, 0.6).")
+    if not 0 <= low <= 0.5 <= high <= 1:
+        raise FeedbackError(f"clamp={clamp}: write (low, high) with low ≤ 0.5 ≤ high, such as (0.4, 0.6).")
     return float(min(max(p, low), high))
 
 # %% ../nbs/06_feedback.ipynb #e15c5aba
@@ -99,18 +107,22 @@ def comparison_record(pair,      # pair record
                       method,    # who says so
                       label="soft", clamp=None, **trail):
     "A comparison record: the better response as `chosen`, its label, and how that came about"
-    if same_text(*pair["responses"]): raise FeedbackError(f"pair {pair['id']}: both responses are the same, so there is nothing to compare; leave it out.")
-    if not all(t.strip() for t in pair["responses"]): raise FeedbackError(f"pair {pair['id']}: a response is empty; leave the pair out.")
+    if same_text(*pair["responses"]):
+        raise FeedbackError(f"pair {pair['id']}: both responses are the same, nothing to compare; leave it out.")
+    if not all(t.strip() for t in pair["responses"]):
+        raise FeedbackError(f"pair {pair['id']}: a response is empty; leave the pair out.")
     q, p = soften(p, label, clamp), float(p)
     first, second = pair["responses"] if q >= 0.5 else pair["responses"][::-1]
-    return {"id": pair["id"], "kind": pair.get("kind", ""), "category": pair.get("category", ""), "prompt": as_messages(pair["prompt"]),
-            "chosen": [assistant(first)], "rejected": [assistant(second)], "label": max(q, 1 - q), "method": method, "p_first": p,
+    return {"id": pair["id"], "kind": pair.get("kind", ""), "category": pair.get("category", ""),
+            "prompt": as_messages(pair["prompt"]), "chosen": [assistant(first)], "rejected": [assistant(second)],
+            "label": max(q, 1 - q), "method": method, "p_first": p,
             "clamp": list(clamp) if clamp and label == "soft" else None, **trail}
 
 # %% ../nbs/06_feedback.ipynb #dc692068
 def principle_for(pair, constitution, seed: int = 0):
-    "The pair's own principle where its record names one, else one drawn for it (the paper: a new one for each comparison)"
-    return constitution[pair["principle"]] if pair.get("principle") else constitution.draw(pair["id"], seed=seed, use="comparison")
+    "The pair's own principle where its record names one, else one drawn for it (the paper: a new one for each)"
+    if pair.get("principle"): return constitution[pair["principle"]]
+    return constitution.draw(pair["id"], seed=seed, use="comparison")
 
 def multiple_choice(model,                     # LanguageModel, the feedback model
                     pairs,                     # pair records
@@ -122,12 +134,15 @@ def multiple_choice(model,                     # LanguageModel, the feedback mod
     pairs = list(pairs)
     chosen = [principle_for(p, constitution, seed) for p in pairs]
     steps = (1, -1) if both_orders else (1,)
-    questions = [comparison_question(p["prompt"], *p["responses"][::step], c) for step in steps for p, c in zip(pairs, chosen)]
-    logp = model.choose(questions, ("A", "B"), prefix=ANSWER, batch_size=batch_size, desc="comparing").reshape(len(steps), len(pairs), 2)
+    questions = [comparison_question(p["prompt"], *p["responses"][::step], c)
+                 for step in steps for p, c in zip(pairs, chosen)]
+    logp = model.choose(questions, ("A", "B"), prefix=ANSWER, batch_size=batch_size, desc="comparing")
+    logp = logp.reshape(len(steps), len(pairs), 2)
     p_a = 1/(1 + np.exp(logp[..., 1] - logp[..., 0]))  # P(A) among the two options, (orders, N)
     p = (p_a[0] + 1 - p_a[1])/2 if both_orders else p_a[0]
-    return [comparison_record(pair, p[i], "multiple_choice", label, clamp, principles=[chosen[i].id], constitution=constitution.fingerprint,
-                              model=model.id, logprobs={name: row.tolist() for name, row in zip(("first", "second"), logp[:, i])},
+    return [comparison_record(pair, p[i], "multiple_choice", label, clamp, principles=[chosen[i].id],
+                              constitution=constitution.fingerprint, model=model.id,
+                              logprobs={name: row.tolist() for name, row in zip(("first", "second"), logp[:, i])},
                               outside=float(1 - np.exp(logp[:, i]).sum(-1).mean())) for i, pair in enumerate(pairs)]
 
 # %% ../nbs/06_feedback.ipynb #e96e16ca
@@ -143,7 +158,8 @@ def calibration_bins(p, bins: int = 5):
     p = np.asarray(p, float)
     confidence, right = np.maximum(p, 1 - p), np.where(p == 0.5, 0.5, p > 0.5)
     which = np.minimum(((confidence - 0.5)*2*bins).astype(int), bins - 1)
-    return [(float(confidence[which == b].mean()), float(right[which == b].mean()), int((which == b).sum())) for b in range(bins) if (which == b).any()]
+    return [(float(confidence[which == b].mean()), float(right[which == b].mean()), int((which == b).sum()))
+            for b in range(bins) if (which == b).any()]
 
 # %% ../nbs/06_feedback.ipynb #dfc19b88
 def accuracy(p,                   # (N,) P(the better one is better), or P(first is better) together with y
@@ -151,7 +167,8 @@ def accuracy(p,                   # (N,) P(the better one is better), or P(first
              bins: int = 5) -> dict:
     "Share of right labels with its 95% interval, calibration error and cross-entropy; p = 0.5 counts as half right"
     p = np.asarray(p, float)
-    if p.ndim != 1 or len(p) == 0 or not ((p >= 0) & (p <= 1)).all(): raise FeedbackError("accuracy wants at least one probability, each between 0 and 1.")
+    if p.ndim != 1 or len(p) == 0 or not ((p >= 0) & (p <= 1)).all():
+        raise FeedbackError("accuracy wants at least one probability, each between 0 and 1.")
     if y is not None: p = np.where(np.asarray(y).astype(bool), p, 1 - p)
     right = float(np.where(p == 0.5, 0.5, p > 0.5).sum())
     low, high = wilson(right, len(p))
@@ -169,12 +186,12 @@ def judge_pairs(constitutions,                # name, Constitution, Ensemble, or
     for c in map(Constitution.load, several):
         items = [(p, j, j.better, j.worse, True) for p, j in c.pairs(split)]
         if exemplars: items += [(p, e, e.revision, e.response, False) for p, e in c.exemplars(split)]
-        out += [{"id": i.id, "prompt": i.messages, "better": b, "worse": w, "kind": i.kind, "category": i.category, "source": i.source,
-                 "principle": p.id, "judged": judged} for p, i, b, w, judged in items]
+        out += [{"id": i.id, "prompt": i.messages, "better": b, "worse": w, "kind": i.kind, "category": i.category,
+                 "source": i.source, "principle": p.id, "judged": judged} for p, i, b, w, judged in items]
     return out
 
 def as_pairs(judged) -> list:
-    "Judged pairs as pair records in an order drawn by id, so that the better one is not always first; `better` says which it is"
+    "Judged pairs as pair records in an order drawn by id; `better` says which of the two is the better one"
     out = []
     for j in judged:
         swap = rng("order", j["id"]).random() < 0.5
@@ -193,13 +210,13 @@ def position_bias(records) -> dict:
     logp = np.array([[r["logprobs"]["first"], r["logprobs"]["second"]] for r in records])  # (N, 2 orders, 2 options)
     a = logp[..., 0] > logp[..., 1]
     p_a = 1/(1 + np.exp(logp[..., 1] - logp[..., 0]))
-    return {"says_a": float(a.mean()),                         # share of all answers that are "A"; 0.5 without bias
-            "same_letter": float((a[:, 0] == a[:, 1]).mean()), # share of pairs in which the letter decided, not the response
+    return {"says_a": float(a.mean()),  # share of all answers that are "A"; 0.5 without bias
+            "same_letter": float((a[:, 0] == a[:, 1]).mean()),  # share of pairs in which the letter decided
             "mean_p_a": float(p_a.mean()), "outside": float(1 - np.exp(logp).sum(-1).mean()), "n": len(logp)}
 
 # %% ../nbs/06_feedback.ipynb #3c85cb2a
 def fit_temperature(margins) -> float:  # (N,) positive where the answer was right
-    "The scale a ≥ 0 for which σ(a·margin) is best calibrated; Platt's targets (N+1)/(N+2) keep it finite when all N are right"
+    "The scale a ≥ 0 for which σ(a·margin) is best calibrated; Platt's targets (N+1)/(N+2) keep it finite"
     from scipy.optimize import minimize_scalar
     m = np.asarray(margins, float)
     unit, t = np.abs(m).mean() or 1.0, 1/(len(m) + 2)
@@ -208,7 +225,7 @@ def fit_temperature(margins) -> float:  # (N,) positive where the answer was rig
 
 # %% ../nbs/06_feedback.ipynb #73382cf1
 def likelihood_contrast(model, pairs, constitution, seed: int = 0,
-                        scale: float = 1.0,  # what a difference of log-probabilities a token is multiplied by; `fit_temperature` finds it
+                        scale: float = 1.0,  # multiplies the difference in nats a token; `fit_temperature` finds it
                         label: str = "soft", clamp=None, batch_size: int = 32) -> list:
     "Labels from log p(response | principle) − log p(response | its opposite), per token"
     pairs = list(pairs)
@@ -217,14 +234,16 @@ def likelihood_contrast(model, pairs, constitution, seed: int = 0,
     for pair, c in zip(pairs, chosen):
         talk = as_messages(pair["prompt"])
         for said in (c.better, c.worse):
-            if not said: raise FeedbackError(f"principle {c.id} has no `better` and `worse` statement; likelihood contrast needs both.")
+            if not said: raise FeedbackError(f"principle {c.id} lacks `better` or `worse`; the contrast needs both.")
             for text in pair["responses"]:
                 prompts.append([user(f"{said}\n\n{talk[0]['content']}"), *talk[1:]]); texts.append(text)
-    scores = np.array([s.per_token for s in model.score(prompts, texts, batch_size=batch_size)]).reshape(len(pairs), 2, 2)  # (N, statement, response)
+    scores = np.array([s.per_token for s in model.score(prompts, texts, batch_size=batch_size)])
+    scores = scores.reshape(len(pairs), 2, 2)  # (N, statement, response)
     contrast = scores[:, 0] - scores[:, 1]
     p = 1/(1 + np.exp(-scale*(contrast[:, 0] - contrast[:, 1])))
-    return [comparison_record(pair, p[i], "likelihood_contrast", label, clamp, principles=[chosen[i].id], constitution=constitution.fingerprint,
-                              model=model.id, contrast=contrast[i].tolist(), scale=scale) for i, pair in enumerate(pairs)]
+    return [comparison_record(pair, p[i], "likelihood_contrast", label, clamp, principles=[chosen[i].id],
+                              constitution=constitution.fingerprint, model=model.id,
+                              contrast=contrast[i].tolist(), scale=scale) for i, pair in enumerate(pairs)]
 
 # %% ../nbs/06_feedback.ipynb #291955ef
 LAYERS = (10, 14, 18)  # of the default model's 30; the evaluation's judge reads others
@@ -240,17 +259,18 @@ def _three(item):
     return x.messages, better, worse, {"id": x.id, "principle": principle.id, "judged": judged}
 
 # %% ../nbs/06_feedback.ipynb #c6c313ad
-def fit_antisymmetric(d,            # (N, D) differences of features, better − worse
-                      groups,       # (N,) rows of a group stay on one side in cross-validation
+def fit_antisymmetric(d,              # (N, D) differences of features, better − worse
+                      groups,         # (N,) rows of a group stay on one side in cross-validation
                       measured=None,  # (N,) truths: which rows count when strength and scale are chosen; default: all
-                      strengths=(1, 3, 10, 30, 100, 300),  # inverse of the L2 penalty, in units of the rows' mean square
+                      strengths=(1, 3, 10, 30, 100, 300),  # inverse of the L2 penalty, relative to mean square
                       folds: int = 5, seed: int = 0):
     "Logistic regression without intercept on differences: (pull (N,), so that w = pull @ d, and a report)"
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import GroupKFold
     n, measured = len(d), np.ones(len(d), bool) if measured is None else np.asarray(measured, bool)
     if measured.sum() < 4 or len(set(groups)) < 2:
-        raise FeedbackError(f"{measured.sum()} judged pairs over {len(set(groups))} prompts are too few to learn from: give at least four, over two prompts.")
+        raise FeedbackError(f"{measured.sum()} judged pairs over {len(set(groups))} prompts are too few to learn from: "
+                            "give at least four, over two prompts.")
     u, s, _ = np.linalg.svd(d, full_matrices=False)  # w lies in the span of the rows: the same problem in N dimensions
     z, unit = u*s, (s**2).sum()/n
     def weights(rows, c):
@@ -266,7 +286,8 @@ def fit_antisymmetric(d,            # (N, D) differences of features, better −
     best = min(loss, key=loss.get)
     pull = scale[best]*best/unit/(1 + np.exp(z @ weights(np.arange(n), best)))  # at the optimum w = C Σ (1 − σ(mᵢ)) dᵢ
     p = 1/(1 + np.exp(-scale[best]*margins[best][measured]))
-    return pull, {"strength": best, "scale": scale[best], "cross_validated": accuracy(p), "out_of_fold": p.tolist(), "losses": list(loss.values())}
+    return pull, {"strength": best, "scale": scale[best], "cross_validated": accuracy(p), "out_of_fold": p.tolist(),
+                  "losses": list(loss.values())}
 
 # %% ../nbs/06_feedback.ipynb #d9a7046f
 class Judge:
@@ -274,19 +295,22 @@ class Judge:
     def __init__(self, model, layers, mean, std, shown, pull, names, report):
         self.model, self.layers, self.names, self.report = model, tuple(layers), names, report
         self.mean, self.std = mean, std                 # of the features, (D,)
-        self.shown, self.pull = shown, pull             # the pairs it learnt from: standardised differences (N, D), and how much each weighs (N,)
+        self.shown, self.pull = shown, pull             # differences that it learnt from (N, D), their weights (N,)
         self.weights = pull @ shown.astype(np.float32)  # (D,): a score is (features − mean)/std @ weights
-    def __repr__(self): return f"Judge(learnt from {len(self.pull)} pairs, layers {self.layers} of {self.report['model']})"
+    def __repr__(self):
+        return f"Judge(learnt from {len(self.pull)} pairs, layers {self.layers} of {self.report['model']})"
     @classmethod
     def fit(cls, model,       # LanguageModel whose hidden states are read
-            pairs,            # [(principle, JudgedPair | Exemplar)] or dicts with prompt, better, worse (see `judge_pairs`)
+            pairs,            # [(principle, JudgedPair | Exemplar)] or dicts with prompt, better, worse: `judge_pairs`
             layers=LAYERS,    # which hidden states
             seed: int = 0,    # of the folds
             batch_size: int = 32):
         "Learn from judged pairs; strength and calibration come from the parts left out in cross-validation"
         items = [_three(p) for p in pairs]
-        if not items: raise FeedbackError("no judged pairs to learn from: take Constitution.pairs('train') or judge_pairs(…).")
-        x = model.features([[*p, assistant(t)] for p, b, w, _ in items for t in (b, w)], layers=layers, batch_size=batch_size, desc="reading exemplars")
+        if not items:
+            raise FeedbackError("no judged pairs to learn from: take Constitution.pairs('train') or judge_pairs(…).")
+        dialogues = [[*p, assistant(t)] for p, b, w, _ in items for t in (b, w)]
+        x = model.features(dialogues, layers=layers, batch_size=batch_size, desc="reading exemplars")
         return cls.from_features(model, x.reshape(len(items), 2, -1), items, layers, seed)
     @classmethod
     def from_features(cls, model, x, items, layers, seed=0):
@@ -296,7 +320,8 @@ class Judge:
         d = ((x[:, 0] - x[:, 1])/std).astype(np.float16)
         groups = np.unique([json.dumps(i[0]) for i in items], return_inverse=True)[1]
         pull, report = fit_antisymmetric(d.astype(np.float32), groups, [i[3]["judged"] for i in items], seed=seed)
-        return cls(model, layers, mean, std, d, pull.astype(np.float32), [i[3] for i in items], {**report, "model": model.id, "n": len(d)})
+        report |= {"model": model.id, "n": len(d)}
+        return cls(model, layers, mean, std, d, pull.astype(np.float32), [i[3] for i in items], report)
 
 # %% ../nbs/06_feedback.ipynb #3f60f585
 from fastcore.basics import patch
@@ -305,7 +330,8 @@ from fastcore.basics import patch
 def standardise(self: Judge, prompts, responses, batch_size: int = 32):
     "`(N, D)` standardised features of responses"
     dialogues = [[*as_messages(p), assistant(t)] for p, t in zip(prompts, responses)]
-    return (self.model.features(dialogues, layers=self.layers, batch_size=batch_size, desc="judging") - self.mean)/self.std
+    x = self.model.features(dialogues, layers=self.layers, batch_size=batch_size, desc="judging")
+    return (x - self.mean)/self.std
 
 @patch
 def score(self: Judge, prompts, responses, batch_size: int = 32) -> np.ndarray:
@@ -323,17 +349,20 @@ def prob(self: Judge, prompts, a, b, batch_size: int = 32) -> np.ndarray:
 def label(self: Judge, pairs, constitution=None, label: str = "soft", clamp=None,
           because: int = 3,  # how many exemplars to name in each record
           batch_size: int = 32) -> list:
-    "Comparison records; `because` names the exemplars that weighed most in each label, with what they added to the log-odds"
+    "Comparison records; `because` names the exemplars that weighed most, with what each added to the log-odds"
     pairs = list(pairs)
     if not pairs: return []
-    x = self.standardise([p["prompt"] for p in pairs for _ in range(2)], [t for p in pairs for t in p["responses"]], batch_size).reshape(len(pairs), 2, -1)
-    parts = ((x[:, 0] - x[:, 1]) @ self.shown.T.astype(np.float32))*self.pull  # (N, exemplars): they add up to the log-odds
+    prompts, responses = [p["prompt"] for p in pairs for _ in range(2)], [t for p in pairs for t in p["responses"]]
+    x = self.standardise(prompts, responses, batch_size).reshape(len(pairs), 2, -1)
+    parts = ((x[:, 0] - x[:, 1]) @ self.shown.T.astype(np.float32))*self.pull  # (N, exemplars): add up to the log-odds
     odds, out = parts.sum(1), []
     for i, pair in enumerate(pairs):
         top = np.argsort(-parts[i]*np.sign(odds[i]))[:because]
-        why = [{"id": self.names[k]["id"], "principle": self.names[k]["principle"], "log_odds": round(float(parts[i, k]), 4)} for k in top]
-        out.append(comparison_record(pair, 1/(1 + math.exp(-odds[i])), "judge", label, clamp, principles=sorted({w["principle"] for w in why}),
-                                     constitution=constitution.fingerprint if constitution is not None else None, model=self.model.id,
+        why = [{"id": self.names[k]["id"], "principle": self.names[k]["principle"],
+                "log_odds": round(float(parts[i, k]), 4)} for k in top]
+        out.append(comparison_record(pair, 1/(1 + math.exp(-odds[i])), "judge", label, clamp,
+                                     principles=sorted({w["principle"] for w in why}), model=self.model.id,
+                                     constitution=constitution.fingerprint if constitution is not None else None,
                                      scores=(x[i] @ self.weights).tolist(), because=why))
     return out
 
@@ -343,7 +372,8 @@ def save(self: Judge, path):
     "Write `judge.npz` (numbers) and `judge.json` (everything else) into a folder"
     path = Path(path); path.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(path/"judge.npz", mean=self.mean, std=self.std, shown=self.shown, pull=self.pull)
-    (path/"judge.json").write_text(json.dumps({"layers": self.layers, "names": self.names, "report": self.report}, indent=1))
+    about = {"layers": self.layers, "names": self.names, "report": self.report}
+    (path/"judge.json").write_text(json.dumps(about, indent=1))
 
 @patch(cls_method=True)
 def load(cls: Judge, path, model):  # `model`: a LanguageModel, the one that the judge was fitted on
@@ -351,9 +381,11 @@ def load(cls: Judge, path, model):  # `model`: a LanguageModel, the one that the
     path = Path(path)
     try:
         about = json.loads((path/"judge.json").read_text())
-        with np.load(path/"judge.npz", allow_pickle=False) as z: parts = {k: z[k] for k in ("mean", "std", "shown", "pull")}
+        with np.load(path/"judge.npz", allow_pickle=False) as z:
+            parts = {k: z[k] for k in ("mean", "std", "shown", "pull")}
     except (OSError, ValueError, KeyError, EOFError) as e:
         raise FeedbackError(f"{path} holds no judge ({e}); Judge.save writes judge.npz and judge.json.") from None
     if about["report"]["model"] != model.id:
-        raise FeedbackError(f"this judge reads the hidden states of {about['report']['model']}, not of {model.id}: load that model or fit a judge anew.")
+        raise FeedbackError(f"this judge reads the hidden states of {about['report']['model']}, not of {model.id}: "
+                            "load that model or fit a judge anew.")
     return cls(model, about["layers"], names=about["names"], report=about["report"], **parts)

@@ -8,7 +8,7 @@ __all__ = ['SoftCollator', 'SoftRewardTrainer', 'PreferenceError', 'preference_m
            'split_by_prompt', 'soft_probe', 'train_preference_model', 'load_dtype']
 
 # %% ../nbs/07_preference.ipynb #6b8a2da3
-import copy, json, time
+import copy, json, os, time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 import numpy as np
@@ -31,7 +31,7 @@ class SoftCollator(DataCollatorForPreference):
         return batch
 
 class SoftRewardTrainer(RewardTrainer):
-    "TRL's `RewardTrainer` with a `label` column: cross-entropy −p·log σ(d) − (1−p)·log σ(−d), d = score(chosen) − score(rejected)"
+    "TRL's `RewardTrainer` with a `label` column p: cross-entropy −p·log σ(d) − (1−p)·log σ(−d) of score differences d"
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         if type(self.data_collator) is DataCollatorForPreference:
@@ -57,22 +57,27 @@ def preference_metrics(p,                 # (N,) the preference model's P(chosen
                        bins: int = 5, draws: int = 2000, seed: int = 0) -> dict:
     "Cross-entropy, agreement with a bootstrap 95% interval, Brier score and calibration error against soft labels"
     p, label = np.asarray(p, float), np.asarray(label, float)
-    if p.shape != label.shape or p.ndim != 1 or len(p) == 0: raise PreferenceError(f"metrics want as many labels as probabilities, at least one; got {p.shape} and {label.shape}.")
+    if p.shape != label.shape or p.ndim != 1 or len(p) == 0:
+        raise PreferenceError(f"metrics want as many labels as probabilities, one or more: {p.shape}, {label.shape}.")
     if not (np.isfinite(p).all() and np.isfinite(label).all()): raise PreferenceError("a probability or label is NaN.")
     same = np.where((p == 0.5) | (label == 0.5), 0.5, (p > 0.5) == (label > 0.5))
     boot = same[np.random.default_rng(seed).integers(0, len(p), (draws, len(p)))].mean(1)
     q = np.clip(p, 1e-6, 1 - 1e-6)
     entropy = -(label*np.log(np.clip(label, 1e-6, 1)) + (1 - label)*np.log(np.clip(1 - label, 1e-6, 1)))
-    return {"agreement": float(same.mean()), "low": float(np.quantile(boot, 0.025)), "high": float(np.quantile(boot, 0.975)), "n": len(p),
-            "cross_entropy": float(-(label*np.log(q) + (1 - label)*np.log(1 - q)).mean()), "least_cross_entropy": float(entropy.mean()),
-            "brier": float(((p - label)**2).mean()), "calibration_error": float(sum(n*abs(c - t) for c, t, n in reliability(p, label, bins))/len(p))}
+    gaps = sum(n*abs(c - t) for c, t, n in reliability(p, label, bins))
+    return {"agreement": float(same.mean()), "low": float(np.quantile(boot, 0.025)),
+            "high": float(np.quantile(boot, 0.975)), "n": len(p),
+            "cross_entropy": float(-(label*np.log(q) + (1 - label)*np.log(1 - q)).mean()),
+            "least_cross_entropy": float(entropy.mean()), "brier": float(((p - label)**2).mean()),
+            "calibration_error": float(gaps/len(p))}
 
 def reliability(p, label, bins: int = 5):
     "[(mean confidence, mean label on the side the model prefers, count)] over equal bins of max(p, 1−p)"
     p, label = np.asarray(p, float), np.asarray(label, float)
     confidence, agreed = np.maximum(p, 1 - p), np.where(p >= 0.5, label, 1 - label)
     which = np.minimum(((confidence - 0.5)*2*bins).astype(int), bins - 1)
-    return [(float(confidence[which == b].mean()), float(agreed[which == b].mean()), int((which == b).sum())) for b in range(bins) if (which == b).any()]
+    return [(float(confidence[which == b].mean()), float(agreed[which == b].mean()), int((which == b).sum()))
+            for b in range(bins) if (which == b).any()]
 
 # %% ../nbs/07_preference.ipynb #b3399ef1
 class ScoreHead(nn.Linear):
@@ -89,7 +94,9 @@ def sequence_classifier(name: str = "default", adapter=None, dtype=None, device=
     config = copy.deepcopy(causal.config)
     config.num_labels, config.pad_token_id = 1, tokenizer.pad_token_id
     with torch.device("meta"): model = AutoModelForSequenceClassification.from_config(config)
-    if not hasattr(model, "score"): raise PreferenceError(f"{name}: models of the type {config.model_type} have no score head that we know; take a Llama-like model.")
+    if not hasattr(model, "score"):
+        raise PreferenceError(f"{name}: models of the type {config.model_type} have no score head that we know; "
+                              "take a Llama-like model.")
     setattr(model, model.base_model_prefix, getattr(causal, causal.base_model_prefix))
     model.score = ScoreHead(config.hidden_size).to(causal.device)
     return model.eval(), tokenizer, ident
@@ -112,11 +119,13 @@ class PreferenceModel:
         out = np.zeros((len(rows), width))
         def work(batch):
             last = torch.tensor([len(rows[i]) - 1 for i in batch])
-            ids, mask = torch.full((len(batch), int(last.max()) + 1), self.tokenizer.pad_token_id), torch.zeros(len(batch), int(last.max()) + 1, dtype=torch.long)
+            ids = torch.full((len(batch), int(last.max()) + 1), self.tokenizer.pad_token_id)
+            mask = torch.zeros_like(ids)
             for k, i in enumerate(batch): ids[k, :len(rows[i])], mask[k, :len(rows[i])] = torch.tensor(rows[i]), 1
             out[batch] = pick(ids.to(self.device), mask.to(self.device), last.to(self.device)).float().cpu().numpy()
         for_batches([len(r) for r in rows], batch_size, work, desc)
-        if not np.isfinite(out).all(): raise PreferenceError("the preference model gave NaN; load it in float32 (dtype='float32').")
+        if not np.isfinite(out).all():
+            raise PreferenceError("the preference model gave NaN; load it in float32 (dtype='float32').")
         return out
     def hidden(self, rows, batch_size: int = 32) -> np.ndarray:
         "`(N, H)` the trunk's output at the last token of each row of token ids"
@@ -128,12 +137,15 @@ class PreferenceModel:
     def logits(self, dialogues, batch_size: int = 32) -> np.ndarray:
         "`(N,)` raw scores: differences are log-odds"
         for i, d in enumerate(dialogues):
-            if not d or d[-1]["role"] != "assistant": raise PreferenceError(f"dialogue {i} does not end with the assistant's answer, so there is nothing to score.")
+            if not d or d[-1]["role"] != "assistant":
+                raise PreferenceError(f"dialogue {i} does not end with the assistant's answer: nothing to score.")
         rows = [encode_dialogue(d, self.tokenizer) for d in dialogues]
         limit = getattr(self.model.config, "max_position_embeddings", None) or 1 << 30
         for i, r in enumerate(rows):
-            if len(r) > limit: raise PreferenceError(f"dialogue {i} has {len(r)} tokens, more than the context of {limit}: leave it out or shorten it.")
-        return self._forward(rows, lambda ids, mask, last: self.model(input_ids=ids, attention_mask=mask, use_cache=False).logits, 1, batch_size)[:, 0]
+            if len(r) > limit:
+                raise PreferenceError(f"dialogue {i} has {len(r)} tokens, the context is {limit}: leave it out.")
+        def pick(ids, mask, last): return self.model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+        return self._forward(rows, pick, 1, batch_size)[:, 0]
     def score(self, dialogues, batch_size: int = 32) -> np.ndarray:
         "`(N,)` normalised scores: the reward of PPO"
         return (self.logits(dialogues, batch_size) - self.mean)/self.std
@@ -167,16 +179,18 @@ def preference_rows(comparisons, tokenizer, max_length: int, label: str = "soft"
     comparisons = list(comparisons)
     for r in comparisons:
         p = float(r.get("label", 1.0))
-        if not 0 <= p <= 1: raise PreferenceError(f"comparison {r.get('id')} has the label {p}; it must be a probability, 0 to 1.")
+        if not 0 <= p <= 1:
+            raise PreferenceError(f"comparison {r.get('id')} has the label {p}; it must be a probability, 0 to 1.")
         a, b = (encode_dialogue([*r["prompt"], *r[k]], tokenizer) for k in ("chosen", "rejected"))
         if max(len(a), len(b)) > max_length: continue
-        rows.append({"chosen_ids": a, "rejected_ids": b, "label": p if label == "soft" else float(p >= 0.5)}); kept.append(r)
+        rows.append({"chosen_ids": a, "rejected_ids": b, "label": p if label == "soft" else float(p >= 0.5)})
+        kept.append(r)
     return rows, kept, len(comparisons) - len(kept)
 
 def split_by_prompt(records, heldout: float, seed: int = 0):
     "(train, held-out) indices; a prompt, in the same or nearly the same words, is on one side only"
     from cai_nb.prompts import split_prompts
-    if not 0 <= heldout < 1: raise PreferenceError(f"heldout={heldout}: the share held out must be at least 0 and below 1.")
+    if not 0 <= heldout < 1: raise PreferenceError(f"heldout={heldout}: write a share, at least 0 and below 1.")
     if not heldout: return list(range(len(records))), []
     texts = [r["prompt"][-1]["content"] for r in records]
     _, out = split_prompts(sorted(set(texts)), heldout, seed)
@@ -216,26 +230,32 @@ def train_preference_model(model_name: str,   # default, folder or hub id
     model, tokenizer, ident = sequence_classifier(model_name, adapter, dtype=None if s.lora_rank else "float32")
     rows, kept, dropped = preference_rows(comparisons, tokenizer, s.max_length, s.label)
     train, held = split_by_prompt(kept, s.heldout, s.seed)
-    if not train: raise PreferenceError(f"none of {len(rows) + dropped} comparisons can be trained on: {dropped} are longer than max_length={s.max_length} tokens.")
-    peft_config = lora_config(model.config.num_hidden_layers, s.lora_rank, s.lora_share, task="SEQ_CLS", modules_to_save=["score"]) if s.lora_rank else None
+    if not train:
+        raise PreferenceError(f"none of {len(rows) + dropped} comparisons can be trained on: {dropped} are longer than "
+                              f"max_length={s.max_length} tokens.")
+    depth = model.config.num_hidden_layers
+    lora = s.lora_rank and lora_config(depth, s.lora_rank, s.lora_share, task="SEQ_CLS", modules_to_save=["score"])
     steps = int(-(-len(train)//(s.batch_size*s.accumulation))*s.epochs)
-    args = RewardConfig(output_dir=str(out), per_device_train_batch_size=s.batch_size, gradient_accumulation_steps=s.accumulation,
-                        num_train_epochs=s.epochs, learning_rate=s.learning_rate, lr_scheduler_type=s.schedule, warmup_steps=min(5, steps//4),
-                        max_length=None, seed=s.seed, logging_steps=max(1, steps//25), **trainer_defaults())
-    if s.probe: _start_from_probe(PreferenceModel(model, tokenizer), [rows[i] for i in train], [kept[i] for i in train], s.seed)
-    trainer = SoftRewardTrainer(model=model, args=args, train_dataset=Dataset.from_list([rows[i] for i in train]), peft_config=peft_config,
-                                processing_class=tokenizer)
-    start = time.time()
+    args = RewardConfig(output_dir=str(out), per_device_train_batch_size=s.batch_size, num_train_epochs=s.epochs,
+                        gradient_accumulation_steps=s.accumulation, learning_rate=s.learning_rate,
+                        lr_scheduler_type=s.schedule, warmup_steps=min(5, steps//4), max_length=None, seed=s.seed,
+                        logging_steps=max(1, steps//25), **trainer_defaults())
+    start, mine = time.time(), [rows[i] for i in train]
+    if s.probe: _start_from_probe(PreferenceModel(model, tokenizer), mine, [kept[i] for i in train], s.seed)
+    trainer = SoftRewardTrainer(model=model, args=args, train_dataset=Dataset.from_list(mine),
+                                processing_class=tokenizer, peft_config=lora or None)
     trainer.train()
     out.mkdir(parents=True, exist_ok=True)
     trainer.save_model(str(out))
     curve = [{"step": h["step"], "loss": h["loss"]} for h in trainer.state.log_history if "loss" in h]
     scorer = PreferenceModel(trainer.model, tokenizer)
     about, held_rows, measured = _examine(scorer, kept, held)
-    about |= {"base": str(model_name), "adapters": [str(a) for a in ([adapter] if isinstance(adapter, (str, Path)) else adapter or [])],
+    adapters = [adapter] if isinstance(adapter, (str, Path)) else adapter or []
+    about |= {"base": str(model_name), "adapters": [os.path.relpath(a, out) for a in adapters],
               "lora": bool(s.lora_rank), "model": ident}
-    metrics = {"model": ident, "examples": len(train), "dropped": dropped, "steps": trainer.state.global_step, "seconds": round(time.time() - start, 1),
-               **measured, "score_mean": about["mean"], "score_std": about["std"], "curve": curve, "settings": asdict(s)}
+    metrics = {"model": ident, "examples": len(train), "dropped": dropped, "steps": trainer.state.global_step,
+               "seconds": round(time.time() - start, 1), **measured, "score_mean": about["mean"],
+               "score_std": about["std"], "curve": curve, "settings": asdict(s)}
     (out/"preference.json").write_text(json.dumps(about, indent=1))
     (out/"heldout.jsonl").write_text("".join(json.dumps(r) + "\n" for r in held_rows))
     (out/"metrics.json").write_text(json.dumps(metrics, indent=1))
@@ -265,15 +285,21 @@ def load(cls: PreferenceModel, path, dtype=None, device=None):
     from peft import PeftModel
     from safetensors.torch import load_file
     path = Path(path)
-    if not (path/"preference.json").exists(): raise PreferenceError(f"{path} holds no preference model (no preference.json); name the folder that train_preference_model wrote.")
+    if not (path/"preference.json").exists():
+        raise PreferenceError(f"{path} holds no preference model (no preference.json); name the folder that "
+                              "train_preference_model wrote.")
     about = json.loads((path/"preference.json").read_text())
     if about["lora"]:
-        model, tokenizer, ident = sequence_classifier(about["base"], about["adapters"], "float32", device)
-        if ident != about["model"]: raise PreferenceError(f"{path} was trained on {about['model']}, but {about['base']} is now {ident}; restore that model or train again.")
+        adapters = [path/a for a in about["adapters"]]
+        model, tokenizer, ident = sequence_classifier(about["base"], [a.resolve() for a in adapters], "float32", device)
+        if ident != about["model"]:
+            raise PreferenceError(f"{path} was trained on {about['model']}, but {about['base']} is now {ident}; "
+                                  "restore that model or train again.")
         model = PeftModel.from_pretrained(model, str(path)).merge_and_unload()
     else:
         model, tokenizer, _ = sequence_classifier(str(path), None, "float32", device)
-        model.score.load_state_dict({"weight": next(v for f in sorted(path.glob("*.safetensors")) for k, v in load_file(f).items() if k.endswith("score.weight"))})
+        tensors = {k: v for f in path.glob("*.safetensors") for k, v in load_file(f).items()}
+        model.score.load_state_dict({"weight": tensors["score.weight"]})
     model.to(load_dtype(dtype, model))
     model.score.float()
     return cls(model, tokenizer, about["mean"], about["std"], about["model"] + "+preference")
