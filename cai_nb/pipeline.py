@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['POLICIES', 'JUDGE_LAYERS', 'QUESTIONS', 'STAGES', 'RunError', 'write_json', 'read_json', 'Stage', 'Run', 'inputs',
            'put_aside', 'is_done', 'run_stage', 'reset_memory', 'memory_peak', 'made_with', 'machine', 'fingerprints',
-           'constitution_of', 'check_room', 'same_recipe', 'open_run', 'locked', 'choose_prompts', 'prompts_of',
-           'parts_of', 'critic_adapter', 'shipped_critic', 'make_critic', 'critic_parts', 'load_model', 'model_of',
-           'revision_stage', 'whole_sentences', 'helpful_answers', 'sft_stage', 'save_metrics', 'feedback_stage',
-           'by_constitution', 'labeller', 'layers_of', 'label_check', 'preference_stage', 'ppo_arguments', 'ppo_stage',
-           'meter', 'evaluation_stage', 'evaluation_judges', 'check', 'expected', 'run_recipe', 'report', 'main']
+           'constitution_of', 'check_room', 'same_recipe', 'open_run', 'locked', 'choose_prompts', 'longest_prompt',
+           'make_prompts', 'prompts_of', 'parts_of', 'critic_adapter', 'shipped_critic', 'make_critic', 'critic_parts',
+           'load_model', 'model_of', 'revision_stage', 'whole_sentences', 'helpful_answers', 'sft_stage',
+           'save_metrics', 'feedback_stage', 'by_constitution', 'labeller', 'layers_of', 'label_check',
+           'preference_stage', 'ppo_arguments', 'ppo_stage', 'meter', 'evaluation_stage', 'evaluation_judges', 'check',
+           'expected', 'run_recipe', 'report', 'main']
 
 # %% ../nbs/10_pipeline.ipynb #8cf8d1f9
 import hashlib
@@ -31,7 +32,7 @@ import yaml
 
 from . import __version__
 from .dialogue import CaiError, nearest, visible
-from .recipe import differences, disk_needed, load_recipe, plan, spoken
+from .recipe import REQUEST, differences, disk_needed, load_recipe, plan, spoken
 
 # %% ../nbs/10_pipeline.ipynb #9efee2fd
 class RunError(CaiError):
@@ -334,7 +335,7 @@ def locked(folder):
         lock.release()
 
 # %% ../nbs/10_pipeline.ipynb #ee4002c9
-def choose_prompts(recipe, sources, train, heldout, kind, encode):
+def choose_prompts(recipe, sources, train, heldout, kind, fit):
     "(records with their part, number left out as too long) for one kind of prompt"
     from cai_nb.constitution import rng
     from cai_nb.prompts import deduplicate, load_prompts, split_prompts
@@ -352,41 +353,66 @@ def choose_prompts(recipe, sources, train, heldout, kind, encode):
         parts = [], deduplicate(rows[: heldout + 8])
     chosen, long = [], 0
     for part, wanted, pool in (("train", train, parts[0]), ("heldout", heldout, parts[1])):
-        fits = [encode(r["prompt"]) <= recipe.prompts.max_tokens for r in pool] if pool else []
+        fits = fit([r["prompt"] for r in pool]) if pool else []
         long += len(fits) - sum(fits)
         kept = [r for r, ok in zip(pool, fits) if ok][:wanted]
         chosen += [{**r, "kind": kind, "part": part} for r in kept]
     return chosen, long
 
-# %% ../nbs/10_pipeline.ipynb #debf5db4
+# %% ../nbs/10_pipeline.ipynb #e5e5c65c
+def longest_prompt(recipe, context):
+    "Most tokens that a prompt may have, for a model with this context; `RunError` if there is no room for any"
+    r, f = recipe.revision, recipe.feedback
+    shown = r.exemplars * (r.critique_tokens + 3 * r.max_tokens + 2 * REQUEST)
+    revision = shown + 2 * r.max_tokens + r.critique_tokens + 2 * REQUEST
+    room = context - max(revision, 2 * f.max_tokens + 2 * REQUEST, recipe.evaluation.max_tokens)
+    if room < 8:
+        raise RunError(
+            f"the model's context of {context} tokens leaves no room for prompts: revision and feedback "
+            f"need {context - room} themselves; lower revision.max_tokens or revision.exemplars"
+        )
+    return min(recipe.prompts.max_tokens, room)
+
+
+def make_prompts(run):
+    "Choose the prompts of a run and write prompts.jsonl, and facts.json with the model's id"
+    recipe, rows, long = run.recipe, [], 0
+    lm, p, e = model_of(run, "start"), recipe.prompts, recipe.evaluation
+    most = longest_prompt(recipe, lm.context)
+
+    def fits(texts):
+        return [len(ids) <= most for ids in lm.encode([[{"role": "user", "content": t}] for t in texts])]
+
+    for name, sources, train, heldout in (
+        ("redteam", p.redteam, p.n_redteam, e.n_redteam),
+        ("helpful", p.helpful, p.n_helpful, e.n_helpful),
+        ("overrefusal", p.overrefusal, 0, e.n_overrefusal),
+    ):
+        chosen, left_out = choose_prompts(recipe, sources, train, heldout, name, fits)
+        for word, wanted in (("train", train), ("heldout", heldout)):
+            got = sum(r["part"] == word for r in chosen)
+            if got < wanted:
+                run.note(f"{name}: {wanted} {word} prompts asked for, {got} are there")
+        rows, long = rows + chosen, long + left_out
+    if long:
+        run.note(f"{long} prompts longer than {most} tokens were left out")
+    if not any(r["kind"] == "redteam" and r["part"] == "train" for r in rows):
+        raise RunError(
+            "no red-team prompt is left to train on; give more with prompts.redteam, or raise prompts.max_tokens"
+        )
+    half = run.folder / "prompts.jsonl.part"
+    half.write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
+    write_json(run.folder / "facts.json", {"model": lm.id, "prompts": len(rows), "left_out_as_too_long": long})
+    half.replace(run.folder / "prompts.jsonl")
+
+
 def prompts_of(run, kind=None, part=None):
     "Prompt records of a run, chosen on the first call and read from prompts.jsonl from then on"
     from cai_nb.prompts import iter_jsonl
 
-    path, recipe = run.folder / "prompts.jsonl", run.recipe
+    path = run.folder / "prompts.jsonl"
     if not path.exists():
-        lm, p, e = model_of(run, "start"), recipe.prompts, recipe.evaluation
-
-        def tokens(text):
-            return len(lm.encode([[{"role": "user", "content": text}]])[0])
-
-        rows, long = [], 0
-        for name, sources, train, heldout in (
-            ("redteam", p.redteam, p.n_redteam, e.n_redteam), ("helpful", p.helpful, p.n_helpful, e.n_helpful),
-            ("overrefusal", p.overrefusal, 0, e.n_overrefusal),
-        ):
-            chosen, left_out = choose_prompts(recipe, sources, train, heldout, name, tokens)
-            for word, wanted in (("train", train), ("heldout", heldout)):
-                got = sum(r["part"] == word for r in chosen)
-                if got < wanted:
-                    run.note(f"{name}: {wanted} {word} prompts asked for, {got} are there")
-            rows, long = rows + chosen, long + left_out
-        if long:
-            run.note(f"{long} prompts longer than {p.max_tokens} tokens were left out (prompts.max_tokens)")
-        half = path.with_name("prompts.jsonl.part")
-        half.write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
-        half.replace(path)
-        write_json(run.folder / "facts.json", {"model": lm.id, "prompts": len(rows), "left_out_as_too_long": long})
+        make_prompts(run)
     return [r for r in iter_jsonl(path) if kind in (None, r["kind"]) and part in (None, r["part"])]
 
 # %% ../nbs/10_pipeline.ipynb #01868b42
@@ -489,6 +515,10 @@ def model_of(run, which):
         if which == "critic" and parts == parts_of(run, "start"):
             return model_of(run, "start")
         run.cache[which] = load_model(run.recipe, *parts)
+        known = (read_json(run.folder / "facts.json") or {}).get("model")
+        if which == "start" and known not in (None, run.cache[which].id):
+            raise RunError(f"{run.folder} was begun with the model {known}, and {run.recipe.model.name} is now "
+                           f"{run.cache[which].id}; restore that model or give another folder with --out")
     return run.cache[which]
 
 # %% ../nbs/10_pipeline.ipynb #1c9720c4
@@ -498,12 +528,27 @@ def revision_stage(run, folder):
     from cai_nb.revision import RevisionConfig, revise
 
     r, records = run.recipe.revision, Records(folder / "records.jsonl")
-    config = RevisionConfig(rounds=r.rounds, critique=r.critique, exemplars=r.exemplars, temperature=r.temperature,
-                            critic_temperature=r.critic_temperature, max_tokens=r.max_tokens, critique_tokens=r.critique_tokens, candidates=r.candidates,
-                            batch_size=r.batch_size, seed=run.recipe.seed)
+    config = RevisionConfig(
+        rounds=r.rounds,
+        critique=r.critique,
+        exemplars=r.exemplars,
+        temperature=r.temperature,
+        critic_temperature=r.critic_temperature,
+        max_tokens=r.max_tokens,
+        critique_tokens=r.critique_tokens,
+        candidates=r.candidates,
+        batch_size=r.batch_size,
+        seed=run.recipe.seed,
+    )
     prompts = prompts_of(run, "redteam", "train")
-    revise(model_of(run, "start"), prompts, constitution_of(run.recipe, "harmless"), config,
-           critic=model_of(run, "critic"), records=records)
+    revise(
+        model_of(run, "start"),
+        prompts,
+        constitution_of(run.recipe, "harmless"),
+        config,
+        critic=model_of(run, "critic"),
+        records=records,
+    )
     bad = sum(bool(row["flags"]) for row in records)
     left_out = (read_json(run.folder / "facts.json") or {}).get("left_out_as_too_long", 0)
     return {"prompts": len(records), "degenerate": bad, "too_long": left_out}

@@ -193,7 +193,8 @@ def split_by_prompt(records, heldout: float, seed: int = 0):
     if not 0 <= heldout < 1: raise PreferenceError(f"heldout={heldout}: write a share, at least 0 and below 1.")
     if not heldout: return list(range(len(records))), []
     texts = [r["prompt"][-1]["content"] for r in records]
-    _, out = split_prompts(sorted(set(texts)), heldout, seed)
+    # a draw of its own: with the run's seed it would be the split that chose the training prompts, and come out empty
+    _, out = split_prompts(sorted(set(texts)), heldout, seed + 1_000_003)
     return [i for i, t in enumerate(texts) if t not in set(out)], [i for i, t in enumerate(texts) if t in set(out)]
 
 # %% ../nbs/07_preference.ipynb #6a98dee3
@@ -246,7 +247,8 @@ def train_preference_model(model_name: str,   # default, folder or hub id
                                 processing_class=tokenizer, peft_config=lora or None)
     trainer.train()
     out.mkdir(parents=True, exist_ok=True)
-    trainer.save_model(str(out))
+    trainer.model.save_pretrained(out)
+    tokenizer.save_pretrained(out)
     curve = [{"step": h["step"], "loss": h["loss"]} for h in trainer.state.log_history if "loss" in h]
     scorer = PreferenceModel(trainer.model, tokenizer)
     about, held_rows, measured = _examine(scorer, kept, held)

@@ -321,8 +321,8 @@ def test_a_broken_done_json_counts_as_not_done(tmp_path, toys):
 # prompts of a run
 
 
-def words(text):
-    return len(text.split())
+def short(texts):
+    return [len(t.split()) < 100 for t in texts]
 
 
 def test_no_prompt_is_both_trained_on_and_held_out(recipe, tmp_path):
@@ -330,13 +330,13 @@ def test_no_prompt_is_both_trained_on_and_held_out(recipe, tmp_path):
     rows = [*load_prompts("redteam", limit=80), {"id": "x", "prompt": "long " * 900}]
     file.write_text("".join(json.dumps(r) + "\n" for r in rows))
     chosen, long = pl.choose_prompts(
-        load_recipe("smoke", ["prompts.n_redteam=30"]), [str(file)], 30, 10, "redteam", words
+        load_recipe("smoke", ["prompts.n_redteam=30"]), [str(file)], 30, 10, "redteam", short
     )
     parts = {p: {r["prompt"] for r in chosen if r["part"] == p} for p in ("train", "heldout")}
     assert len(parts["train"]) == 30 and 1 <= len(parts["heldout"]) <= 10 and not parts["train"] & parts["heldout"]
-    assert long <= 1 and all(words(r["prompt"]) < 100 for r in chosen)
+    assert long == 1 and all(short([r["prompt"] for r in chosen]))
     assert (
-        pl.choose_prompts(load_recipe("smoke", ["prompts.n_redteam=30"]), [str(file)], 30, 10, "redteam", words)[0]
+        pl.choose_prompts(load_recipe("smoke", ["prompts.n_redteam=30"]), [str(file)], 30, 10, "redteam", short)[0]
         == chosen
     )
 
@@ -349,9 +349,25 @@ def test_ids_that_two_sources_share_are_told_apart(recipe, tmp_path):
             )
         )
     chosen, _ = pl.choose_prompts(
-        recipe, [str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl")], 6, 4, "redteam", words
+        recipe, [str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl")], 6, 4, "redteam", short
     )
     assert len({r["id"] for r in chosen}) == len(chosen)
+
+
+def test_a_prompt_file_with_duplicates_is_used_and_the_duplicates_are_reported(recipe, tmp_path):
+    rows = load_prompts("redteam", limit=20)
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps({"prompt": r["prompt"]}) + "\n" for r in rows + rows[:5]))
+    with pytest.warns(UserWarning, match="5 of 25 prompts stood there already"):
+        chosen, _ = pl.choose_prompts(recipe, [str(tmp_path / "p.jsonl")], 8, 4, "redteam", short)
+    assert len({r["prompt"] for r in chosen}) == len(chosen)
+
+
+def test_prompts_leave_room_for_the_longest_request():
+    recipe = load_recipe("laptop")
+    assert pl.longest_prompt(recipe, 8192) == recipe.prompts.max_tokens
+    assert pl.longest_prompt(recipe, 400) < recipe.prompts.max_tokens
+    with pytest.raises(pl.RunError, match="context of 128"):
+        pl.longest_prompt(recipe, 128)
 
 
 # report

@@ -30,7 +30,7 @@ def main(run):
     for done in sorted(run.glob("[1-9]-*/done.json")):
         stages[done.parent.name] = json.loads(done.read_text(encoding="utf-8"))
         metrics = done.with_name("metrics.json")
-        if metrics.exists():
+        if metrics.exists() and done.parent.name != "6-evaluation":  # kept as evaluation.json
             shutil.copyfile(metrics, out / f"{done.parent.name}.json")
     made = recipe["made_with"]
     facts = {
