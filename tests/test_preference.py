@@ -95,7 +95,7 @@ def test_train_save_load(folder, tmp_path, rank):
     scorer = PreferenceModel.load(out, dtype="float32")
     dialogues = [[*r["prompt"], *r[k]] for r in rows[:24] for k in ("chosen", "rejected")]
     scores = scorer.score(dialogues)
-    assert abs(scores.mean()) < 1e-3 and abs(scores.std() - 1) < 1e-2
+    assert abs(scores.mean()) < 5e-3 and abs(scores.std() - 1) < 1e-2  # measured in bfloat16, loaded in float32
     saved = [json.loads(line) for line in (out / "heldout.jsonl").read_text().splitlines()]
     held = [next(r for r in rows if r["id"] == s["id"]) for s in saved]
     p = scorer.prob([[*r["prompt"], *r["chosen"]] for r in held], [[*r["prompt"], *r["rejected"]] for r in held])
