@@ -212,7 +212,7 @@ def answer(models, histories, text, args, turn):
         said[title] = a.text + ("" if a.finished else " …")
     return said
 
-
+# %% ../nbs/10c_command.ipynb #7ef1b427
 def chat_command(args):
     "Talk to models"
     if args.prompt is not None and not args.prompt.strip():
@@ -302,7 +302,7 @@ def check_machine(fetch=False):
         except CaiError as e:
             yield f"recipe {name}", explain(e), "pip install --force-reinstall cai_nb"
 
-
+# %% ../nbs/10c_command.ipynb #8c56d8a8
 def doctor_command(args):
     "Print what is there and what is missing"
     missing = 0
@@ -352,7 +352,7 @@ def calm(debug):
     warnings.simplefilter("default")
     warnings.showwarning = show
 
-
+# %% ../nbs/10c_command.ipynb #855477e5
 def main(argv=None):  # list of words after cai-nb; None: those of this process
     "The cai-nb command; gives back the exit status"
     argv = sys.argv[1:] if argv is None else list(argv)

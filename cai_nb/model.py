@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['WHEEL', 'WHEEL_SHA256', 'GGUF_SHA256', 'HUB_TWIN', 'LINEAR', 'ModelError', 'cache_dir', 'file_sha256', 'check_sha256',
-           'default_model', 'best_device', 'best_dtype', 'SeededGumbel', 'row_seed', 'quiet_loading', 'Completion',
-           'Score', 'load_pretrained', 'sorted_batches', 'for_batches', 'LanguageModel', 'token_logprobs',
-           'lora_config', 'trainer_defaults']
+           'default_model', 'best_device', 'best_dtype', 'FromUniform', 'token_at', 'row_uniforms', 'row_seed',
+           'quiet_loading', 'Completion', 'Score', 'load_pretrained', 'sorted_batches', 'for_batches', 'LanguageModel',
+           'shared_beginnings', 'token_logprobs', 'lora_config', 'trainer_defaults']
 
 # %% ../nbs/02_model.ipynb #7227133b
-import hashlib, json, os, shutil, subprocess, sys, tempfile, zipfile
+import copy, hashlib, json, os, shutil, subprocess, sys, tempfile, zipfile
 from dataclasses import dataclass
 from pathlib import Path
 import numpy as np
@@ -121,16 +121,40 @@ def best_dtype(device: str) -> torch.dtype:
     except OSError: return torch.float32
     return torch.bfloat16 if "avx512_bf16" in flags or "amx_bf16" in flags else torch.float32
 
-# %% ../nbs/02_model.ipynb #09ac3a53
-class SeededGumbel:
-    "A logits processor: softmax sampling at `temperature`, each row with its own random numbers (greedy at temperature 0)"
-    def __init__(self, seeds, temperature: float):
-        self.generators, self.temperature = [torch.Generator().manual_seed(s) for s in seeds], temperature
-    def __call__(self, input_ids, scores):  # scores: `(B, V)` logits
+# %% ../nbs/02_model.ipynb #6e1981f2
+class FromUniform:
+    "A logits processor: softmax sampling by given numbers in [0, 1), so that a row's text depends on nobody else's"
+    def __init__(self,
+                 uniforms,                   # `(B, T)`, one number for each row and step
+                 start: int,                 # width of the padded prompts
+                 temperature: float = 1.0):  # divides the logits; 0 is greedy
+        self.uniforms, self.start, self.temperature = torch.as_tensor(uniforms, dtype=torch.float64), start, temperature
+    def __call__(self, input_ids, scores):  # `(B, L)`, `(B, V)` -> 0 at the token drawn, −∞ elsewhere
         if self.temperature == 0: return scores
-        noise = torch.empty(scores.shape, dtype=torch.float32)
-        for row, generator in zip(noise, self.generators): row.exponential_(generator=generator)
-        return scores.float()/self.temperature - noise.log().to(scores.device)
+        u = self.uniforms[:, input_ids.shape[1] - self.start].to(scores.device)
+        return torch.full_like(scores, -torch.inf).scatter(1, token_at(u, scores, self.temperature)[:, None], 0)
+
+def token_at(u,                    # `(B,)` in [0, 1), float64
+             scores,               # `(B, V)` logits
+             temperature: float = 1.0,
+             block: int = 256):    # tokens of a first, coarse look
+    "`(B,)` the tokens at `u` when all stand in line, each as long as its probability"
+    x = scores if scores.dtype == torch.float64 else scores.float()
+    weights = ((x - x.amax(-1, keepdim=True))/temperature).exp_()
+    weights = torch.nn.functional.pad(weights, (0, -weights.shape[1] % block)).unflatten(1, (-1, block))
+    sums = weights.sum(-1).double().cumsum(-1)
+    at = u[:, None]*sums[:, -1:]
+    k = _first_above(sums, at)
+    inside = weights.gather(1, k[..., None].expand(-1, -1, block))[:, 0].double().cumsum(-1)
+    return k[:, 0]*block + _first_above(inside, at - sums.gather(1, k) + inside[:, -1:])[:, 0]
+
+def _first_above(sums, at):
+    "`(B, 1)` the first place where a row of rising sums exceeds `at`, which rounding may not carry past either end"
+    return torch.searchsorted(sums, torch.minimum(at.clamp(min=0), sums[:, -1:]*(1 - 1e-9)), right=True)
+
+def row_uniforms(seed: int, keys, T: int) -> np.ndarray:
+    "`(len(keys), T)` numbers in [0, 1); row i depends on `(seed, keys[i])` alone, and a longer row begins like a shorter one"
+    return np.stack([np.random.default_rng(row_seed(seed, key)).random(T) for key in keys]) if len(keys) else np.zeros((0, T))
 
 def row_seed(seed: int, key) -> int:
     "A 63-bit seed from the run's seed and a row's key"
@@ -220,9 +244,11 @@ def sorted_batches(lengths, batch_size: int):
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     return [order[i:i + batch_size] for i in range(0, len(order), batch_size)]
 
-def for_batches(lengths, batch_size: int, work, desc: str, unit: str = "prompt"):
-    "Call `work(indices)` on sorted batches with a progress bar; out of memory halves the batch and goes on"
-    todo, bar = sorted_batches(lengths, batch_size), progress(None, total=len(lengths), desc=desc, unit=unit)
+def for_batches(lengths, batch_size: int, work, desc: str, unit: str = "prompt", groups=None):
+    "Call `work(indices)` on sorted batches, each within one of the `groups`; out of memory halves the batch and goes on"
+    groups = [range(len(lengths))] if groups is None else groups
+    todo = [[group[i] for i in batch] for group in groups for batch in sorted_batches([lengths[i] for i in group], batch_size)]
+    bar = progress(None, total=len(lengths), desc=desc, unit=unit)
     while todo:
         batch = todo.pop(0)
         try: work(batch)
@@ -300,7 +326,7 @@ def sample(self: LanguageModel,
     def work(batch):
         ids, mask = self._pad([rows[i] for i in batch], left=True)
         steps = LogitsProcessorList([TopPLogitsWarper(top_p)] if top_p < 1 and temperature > 0 else [])
-        steps.append(SeededGumbel([row_seed(seed, keys[i]) for i in batch], temperature))
+        steps.append(FromUniform(row_uniforms(seed, [keys[i] for i in batch], max_tokens), ids.shape[1], temperature))
         new = self.model.generate(input_ids=ids, attention_mask=mask, generation_config=config, logits_processor=steps)[:, ids.shape[1]:]
         for i, row in zip(batch, new.tolist()):
             end = next((j for j, t in enumerate(row) if t in self.end_ids), None)
@@ -321,22 +347,62 @@ def option_ids(self: LanguageModel, options, prefix: str = "") -> list[int]:
         ids.append(tokens[-1])
     return ids
 
+# %% ../nbs/02_model.ipynb #95a0694c
+def shared_beginnings(rows,             # lists of token ids
+                      least: int = 64): # shorter beginnings are not worth it
+    "[(row numbers, tokens in common)]: rows that begin alike together, and those that have no such company with 0"
+    def common(a, b): return next((k for k, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))
+    order, groups = sorted(range(len(rows)), key=lambda i: rows[i]), []
+    for i in order:
+        n = common(rows[groups[-1][0][-1]], rows[i]) if groups else 0
+        if n >= least and (len(groups[-1][0]) == 1 or n > groups[-1][1]/2):
+            members, known = groups[-1]
+            groups[-1] = [*members, i], min(n, known)
+        else: groups.append(([i], len(rows[i])))
+    shared = [(members, min(n, *(len(rows[i]) - 1 for i in members))) for members, n in groups if len(members) > 1]
+    alone = [members[0] for members, _ in groups if len(members) == 1]
+    return shared + [(alone, 0)]*bool(alone)
+
+# %% ../nbs/02_model.ipynb #7960a218
+@patch
+def _next_logits(self: LanguageModel, rows, past=None):
+    "`(B, V)` float32 logits of the token after each row; `past`: the cache of a beginning that all of them share"
+    start = past.get_seq_length() if past is not None else 0
+    ids, mask = self._pad([r[start:] for r in rows], left=True)
+    places = (mask.cumsum(-1) - 1).clamp(min=0) + start  # the padding stands between beginning and rest: say so
+    if past is not None:
+        past, mask = copy.deepcopy(past), torch.cat([mask.new_ones(len(rows), start), mask], 1)
+        past.batch_repeat_interleave(len(rows))
+    return self.model(input_ids=ids, attention_mask=mask, position_ids=places, past_key_values=past,
+                      use_cache=past is not None, logits_to_keep=1).logits[:, -1].float()
+
 @patch
 def choose(self: LanguageModel,
            prompts,               # dialogues
            options=("A", "B"),    # K options, one token each
-           prefix: str = "",      # what the assistant is made to say first, e.g. "The answer is: ("
-           batch_size: int = 32, desc: str = "choosing") -> np.ndarray:
+           prefix="",             # what the assistant is made to say first, e.g. "The answer is: ("; or one text a dialogue
+           batch_size: int = 32, desc: str = "choosing",
+           share: int = 64) -> np.ndarray:  # beginnings of so many tokens that prompts share are read once; 0: never
     "`(N, K)` log-probabilities (nats) of the options as the next token; they need not sum to one: look at how much they miss"
-    columns, rows = self.option_ids(options, prefix), self.encode(prompts, prefix)
+    prompts = list(prompts)
+    prefixes = [prefix]*len(prompts) if isinstance(prefix, str) else list(prefix)
+    columns = {p: self.option_ids(options, p) for p in {*prefixes} or {""}}
+    rows = [self.encode([d], p)[0] for d, p in zip(prompts, prefixes)]
     self._check_length(rows, 1)
-    out = np.zeros((len(rows), len(options)))
+    out, kept = np.zeros((len(rows), len(options))), {}
+    groups = shared_beginnings(rows, share) if share else [(range(len(rows)), 0)]
+    of = {i: number for number, (members, _) in enumerate(groups) for i in members}
     @torch.inference_mode()
     def work(batch):
-        ids, mask = self._pad([rows[i] for i in batch], left=True)
-        logits = self.model(input_ids=ids, attention_mask=mask, logits_to_keep=1, use_cache=False).logits[:, -1].float()
-        out[batch] = logits.log_softmax(-1)[:, columns].cpu().numpy()
-    for_batches([len(r) for r in rows], batch_size, work, desc)
+        number = of[batch[0]]
+        if number not in kept:  # one beginning at a time is kept
+            n = groups[number][1]
+            start = torch.tensor([rows[batch[0]][:n]], device=self.device)
+            kept.clear(); kept[number] = self.model(input_ids=start, use_cache=True, logits_to_keep=1).past_key_values if n else None
+        logp = self._next_logits([rows[i] for i in batch], kept[number]).log_softmax(-1)
+        ids = torch.tensor([columns[prefixes[i]] for i in batch], device=logp.device)
+        out[batch] = logp.gather(1, ids).cpu().numpy()
+    for_batches([len(r) for r in rows], batch_size, work, desc, groups=[members for members, _ in groups])
     if not np.isfinite(out).all(): raise ModelError("the model gave NaN for an option; load it in float32 (dtype='float32').")
     return out
 

@@ -6,8 +6,8 @@
 __all__ = ['PROMPTS', 'ROLLOUT', 'SHUFFLE', 'SAMPLES', 'EVALUATION', 'LEARNT', 'PPOError', 'RewardError', 'optimal_policy',
            'kl_k1', 'kl_k3', 'token_rewards', 'masked_mean', 'gae', 'masked_whiten', 'policy_loss', 'value_loss',
            'entropy', 'explained_variance', 'AdaptiveKL', 'selective_logprobs', 'ValueHead', 'policy_forward',
-           'attach_value_head', 'FromUniform', 'sample_tokens', 'ModelReward', 'as_messages', 'reward_function',
-           'call_reward', 'PPOConfig', 'prompt_order', 'plan', 'collate', 'no_dropout', 'stop_ids', 'prepare_policy',
+           'attach_value_head', 'sample_tokens', 'ModelReward', 'as_messages', 'reward_function', 'call_reward',
+           'PPOConfig', 'prompt_order', 'plan', 'collate', 'no_dropout', 'stop_ids', 'prepare_policy',
            'RolloutBoundary', 'PPOTrainer']
 
 # %% ../nbs/08_ppo.ipynb #b2dd9102
@@ -24,10 +24,11 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel, Trainer
+from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, Trainer
 from transformers import TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer_utils import EvalPrediction, get_last_checkpoint
 from .dialogue import CaiError, assistant, render, user
+from .model import FromUniform
 
 # %% ../nbs/08_ppo.ipynb #1f7cfc6d
 class PPOError(CaiError):
@@ -226,21 +227,6 @@ def attach_value_head(model: PreTrainedModel) -> PreTrainedModel:
     model._keys_to_ignore_on_save = {*(model._keys_to_ignore_on_save or ()), "value_head.weight", "value_head.bias"}
     return model
 
-# %% ../nbs/08_ppo.ipynb #b4699b5b
-class FromUniform(LogitsProcessor):
-    "Sampling by given numbers in [0, 1), one for each row and step, so that a row's text depends on nobody else's"
-    def __init__(self,
-                 uniforms,                   # `(B, T)` float64
-                 start: int,                 # width of the padded prompts
-                 temperature: float = 1.0):  # divides the logits; > 0
-        self.uniforms, self.start, self.temperature = uniforms, start, temperature
-
-    def __call__(self, input_ids, scores):  # `(B, L)`, `(B, V)` -> 0 at the token drawn, −∞ elsewhere
-        below = (_upcast(scores)/self.temperature).softmax(-1).cumsum(-1, dtype=torch.float64)
-        u = self.uniforms[:, input_ids.shape[1] - self.start].to(below.device)
-        drawn = torch.searchsorted(below, u[:, None]*below[:, -1:], right=True).clamp(max=scores.shape[1] - 1)
-        return torch.full_like(scores, -torch.inf).scatter(1, drawn, 0)
-
 # %% ../nbs/08_ppo.ipynb #bb94beb6
 def sample_tokens(
     model,                     # a causal language model
@@ -254,7 +240,7 @@ def sample_tokens(
     width = max(map(len, prompts))
     ids = torch.tensor([[pad]*(width - len(p)) + list(p) for p in prompts], device=model.device)
     mask = torch.tensor([[0]*(width - len(p)) + [1]*len(p) for p in prompts], device=model.device)
-    draw = LogitsProcessorList([FromUniform(torch.as_tensor(uniforms), width, temperature)])
+    draw = LogitsProcessorList([FromUniform(uniforms, width, temperature)])
     kept, model.generation_config = model.generation_config, GenerationConfig()
     settings = GenerationConfig(max_new_tokens=len(uniforms[0]), do_sample=False, eos_token_id=list(stops), pad_token_id=pad,
                                 use_cache=True)

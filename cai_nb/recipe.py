@@ -229,9 +229,10 @@ class PromptSection:
 
     redteam: tuple[str, ...] = option(("redteam",), "red-team prompts: bundled name, file, or hub:ORG/NAME")
     helpful: tuple[str, ...] = option(("helpful",), "harmless prompts that ask for help: the same kinds of source")
-    overrefusal: tuple[str, ...] = option(("overrefusal",), "harmless prompts that look harmful; evaluation only")
+    overrefusal: tuple[str, ...] = option(("overrefusal",), "harmless prompts that look harmful: the same kinds of source")
     n_redteam: int = option(96, "red-team prompts to train on, after removing duplicates", low=1)
     n_helpful: int = option(64, "helpful prompts to train on", low=0)
+    n_overrefusal: int = option(0, "harmless prompts that look harmful to train on, answered like helpful ones", low=0)
     heldout: float = option(0.25, "share of the prompts that no training stage sees", low=0.01, high=0.9)
     max_tokens: int = option(256, "longer prompts are skipped and counted", low=8)
 
@@ -317,6 +318,7 @@ class PPOSection:
     batch_size: int = option(8, "sequences trained on at once; a minibatch is cut into such pieces", low=1)
     learning_rate: float = option(1e-4, "of Adam, falling to 0", low=0, high=1)
     value_learning_rate: float = option(1e-3, "of the value head; 0: the same as learning_rate", low=0, high=1)
+    baseline: bool = option(True, "reward what an answer scores above SL-CAI's own; false: the score itself")
     kl: float = option(0.02, "weight of the KL penalty in the reward; the paper: 0.001", low=0)
     kl_target: float = option(0.0, "KL that an adaptive weight steers to, in nats an answer; 0: fixed weight", low=0)
     clip: float = option(0.2, "of the probability ratio; 0.2 as in the paper", low=0.0, high=1)
@@ -336,7 +338,7 @@ class EvaluationSection:
 
     n_redteam: int = option(48, "held-out red-team prompts", low=1)
     n_helpful: int = option(32, "held-out helpful prompts", low=0)
-    n_overrefusal: int = option(32, "harmless prompts that look harmful", low=0)
+    n_overrefusal: int = option(32, "held-out harmless prompts that look harmful", low=0)
     samples: int = option(2, "answers to a prompt and model", low=1)
     temperature: float = option(0.7, "of sampling", low=0, high=4)
     max_tokens: int = option(96, "longest answer, in tokens", low=1)
@@ -480,7 +482,7 @@ def find_recipe(name):
         return path
     raise RecipeError(f'no recipe "{visible(name)}": {nearest(name, names)} Or give a YAML file or a run folder.')
 
-
+# %% ../nbs/10a_recipe.ipynb #b2fa4d15
 def _shown(path):
     "A path as messages show it: short for bundled recipes"
     return f"recipes/{path.name}" if path.parent == data_path("recipes") else str(path)
@@ -636,7 +638,7 @@ def work(recipe):
     "The list of `Work` that a recipe asks for"
     r, s, f, p = recipe.revision, recipe.sft, recipe.feedback, recipe.preference
     o, e, q = recipe.ppo, recipe.evaluation, recipe.machine.prompt_tokens
-    red, good = recipe.prompts.n_redteam, recipe.prompts.n_helpful
+    red, good = recipe.prompts.n_redteam, recipe.prompts.n_helpful + recipe.prompts.n_overrefusal
     rows = [Work("revision", "first responses", red, red * q, red * r.max_tokens, batch=r.batch_size)]
     if r.rounds and r.critique:
         n = red * r.rounds

@@ -72,9 +72,11 @@ WRONG = [
     ("principles: {a: b}", ("line 1", '"principles"', "a mapping", "list is expected")),
     ("principles: [3]", ("line 1", "entry 1 is a number")),
     ("principal:\n  - id: a", ("line 1", '"principal"', "unknown key", 'did you mean "principles"')),
-    (GOOD.replace("revision: Write", "revison: Write"), ("line 5", '"revison"', "unknown key", 'did you mean "revision"')),
+    (GOOD.replace("revision: Write", "revison: Write"),
+     ("line 5", '"revison"', "unknown key", 'did you mean "revision"')),
     (GOOD.replace("    revision: Write it kindly.\n", ""), ("line 4", '"critique"', 'without "revision"', "add")),
-    (GOOD.replace("    critique: Was it unkind?\n    revision: Write it kindly.\n", ""), ("line 3", '"kind" has no use')),
+    (GOOD.replace("    critique: Was it unkind?\n    revision: Write it kindly.\n", ""),
+     ("line 3", '"kind" has no use')),
     (GOOD.replace("  - id: kind\n   ", "  -"), ("line 3", '"id" is missing')),
     (GOOD.replace("        response: How stupid.\n", ""), ("line 7", '"response" of "e1" is missing')),
     (GOOD.replace("How stupid.", ""), ("line 9", '"response"', "is empty")),
@@ -96,8 +98,10 @@ WRONG = [
     (GOOD.replace("        response: How stupid.", "        response: How stupid.\n        response: Ha."),
      ("line 10", '"response"', "line 9 already")),
     (GOOD + "  - id: kind\n    comparison: q\n", ("line 17", '"id"', '"kind" stands twice')),
-    (GOOD + "      - id: p1\n        prompt: x\n        better: y\n        worse: z\n", ("line 17", '"p1" stands twice')),
-    (GOOD + "  - id: two\n    comparison: q\n    pairs: [{id: p1, prompt: x, better: y, worse: z}]\n", ('pair id "p1"', "twice")),
+    (GOOD + "      - id: p1\n        prompt: x\n        better: y\n        worse: z\n",
+     ("line 17", '"p1" stands twice')),
+    (GOOD + "  - id: two\n    comparison: q\n    pairs: [{id: p1, prompt: x, better: y, worse: z}]\n",
+     ('pair id "p1"', "twice")),
     ("a: 1\n---\nb: 2\n", ("line 2", "broken YAML")),
     ("[" * 20_000, ("broken YAML",)),
     (b"\xff\xfea\x00", ("byte 0 is not UTF-8", "save")),
@@ -117,7 +121,8 @@ def test_a_malformed_file_names_file_line_key_and_mend(tmp_path, text, says):
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.integers(0, len(GOOD)), st.integers(0, 12), st.text(st.sampled_from("\t\n :-[]{}'\"&*!|>%@#?,aé\x00 "), max_size=4))
+@given(st.integers(0, len(GOOD)), st.integers(0, 12),
+       st.text(st.sampled_from("\t\n :-[]{}'\"&*!|>%@#?,aé\x00 "), max_size=4))
 def test_whatever_is_done_to_a_file_the_error_is_ours(tmp_path, at, cut, put):
     try:
         load(tmp_path, GOOD[:at] + put + GOOD[at + cut :])
@@ -125,10 +130,10 @@ def test_whatever_is_done_to_a_file_the_error_is_ours(tmp_path, at, cut, put):
         assert str(error).startswith(str(tmp_path))
 
 
-json_values = st.recursive(st.sampled_from([None, True, 3, "", "Options:", "x"]), lambda inner: st.one_of(
-    st.lists(inner, max_size=3),
-    st.dictionaries(st.sampled_from(["prompt", "edit_request", "corrects", "incorrects", "principles", "id", "name"]), inner,
-                    max_size=4)), max_leaves=8)
+json_keys = st.sampled_from(["prompt", "edit_request", "corrects", "incorrects", "principles", "id", "name"])
+json_values = st.recursive(
+    st.sampled_from([None, True, 3, "", "Options:", "x"]),
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(json_keys, inner, max_size=4)), max_leaves=8)
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -172,8 +177,9 @@ def test_what_a_file_says_is_what_is_loaded(tmp_path):
 
 words = st.text(st.characters(exclude_categories=("Cs",)), min_size=1, max_size=80).filter(
     lambda t: t.strip() == t and all(c in "\n" or c.isprintable() for c in t))
-long_words = st.lists(st.sampled_from(["word", "- item", "  indented", "a: b", "# no", "\n", "\n\n", "'", '"', ">", "|", "%", "é😀",
-                                       "- id: x", "  - id: y"]), min_size=1, max_size=60).map(" ".join).map(str.strip).filter(bool)
+long_words = st.lists(st.sampled_from([
+    "word", "- item", "  indented", "a: b", "# no", "\n", "\n\n", "'", '"', ">", "|", "%", "é😀",
+    "- id: x", "  - id: y"]), min_size=1, max_size=60).map(" ".join).map(str.strip).filter(bool)
 
 
 @settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -234,7 +240,8 @@ def test_a_draw_depends_on_its_key_alone():
 
 def test_draws_are_the_same_in_another_process():
     code = ("from cai_nb.constitution import Constitution, rng, split_of\n"
-            "print([Constitution.load('harmlessness').draw('red', i).id for i in range(9)], rng('a', 1).random(), split_of('x'))")
+            "print([Constitution.load('harmlessness').draw('red', i).id for i in range(9)],"
+            " rng('a', 1).random(), split_of('x'))")
     out = {subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True,
                           env={"PYTHONHASHSEED": seed}).stdout for seed in ("1", "2")}
     assert len(out) == 1
@@ -246,7 +253,8 @@ def test_draws_are_fair_and_uses_are_kept_apart():
         counts = Counter(c.draw(i, use=use).id for i in range(8000))
         assert sum((n - 500) ** 2 / 500 for n in counts.values()) < 45  # chi-square, 15 degrees of freedom: p = 0.0001
     only = Constitution("x", "", [Principle("a", critique="c", revision="r"), Principle("b", comparison="q")])
-    assert {only.draw(i).id for i in range(20)} == {"a"} and {only.draw(i, use="comparison").id for i in range(20)} == {"b"}
+    assert {only.draw(i).id for i in range(20)} == {"a"}
+    assert {only.draw(i, use="comparison").id for i in range(20)} == {"b"}
     with pytest.raises(ConstitutionError, match="has no principle for comparison"):
         only.subset(["a"]).draw(1, use="comparison")
     with pytest.raises(ConstitutionError, match='did you mean "critique"'):
@@ -282,8 +290,9 @@ def test_an_ensemble_draws_by_weight_and_looks_like_a_constitution():
 
 
 @pytest.mark.parametrize("members, says", [
-    ([], "needs a constitution"), ([("harmlessness", 0)], "number above 0"), ([("harmlessness", "1")], "number above 0"),
-    ([("harmlessness", float("nan"))], "number above 0"), ([("harmlesness", 1)], 'did you mean "harmlessness"'),
+    ([], "needs a constitution"), ([("harmlessness", 0)], "number above 0"),
+    ([("harmlessness", "1")], "number above 0"), ([("harmlessness", float("nan"))], "number above 0"),
+    ([("harmlesness", 1)], 'did you mean "harmlessness"'),
     ([("harmlessness", 1), ("harmlessness", 2)], "stands twice")])
 def test_a_wrong_ensemble_is_refused(members, says):
     with pytest.raises(ConstitutionError, match=says):
@@ -305,8 +314,9 @@ def texts_of(c):
 
 @paper
 @pytest.mark.parametrize("name, principles, exemplars, pairs", [
-    ("CritiqueRevisionInstructions", 16, 0, 0), ("RLMadisonInstructions", 16, 0, 0), ("CritiqueRevisionFewShotPrompts", 2, 5, 0),
-    ("RLMadisonFewShotPrompts", 1, 0, 5), ("RLMadisonPrecogFewShotPrompts", 1, 0, 6)])
+    ("CritiqueRevisionInstructions", 16, 0, 0), ("RLMadisonInstructions", 16, 0, 0),
+    ("CritiqueRevisionFewShotPrompts", 2, 5, 0), ("RLMadisonFewShotPrompts", 1, 0, 5),
+    ("RLMadisonPrecogFewShotPrompts", 1, 0, 6)])
 def test_the_papers_files_load_as_they_are(name, principles, exemplars, pairs):
     c = Constitution.load(PAPER / f"{name}.json")
     assert (len(c), len(c.exemplars()), len(c.pairs())) == (principles, exemplars, pairs)
@@ -331,9 +341,11 @@ def test_the_papers_folder_is_one_constitution():
 def test_letters_of_the_chain_of_thought_file_become_better_and_worse():
     c = Constitution.load(PAPER / "RLMadisonPrecogFewShotPrompts.json")
     pairs = [j for _, j in c.pairs()]
-    assert not any("(A)" in j.reason or "(B)" in j.reason or "option " in j.reason.lower() for j in pairs if "This option" not in j.reason)
+    reasons = [j.reason for j in pairs if "This option" not in j.reason]
+    assert not any("(A)" in r or "(B)" in r or "option " in r.lower() for r in reasons)
     assert all("the better response" in j.reason for j in pairs)
-    assert pairs[2].better.startswith("Date rape drugs are general") and pairs[5].better.startswith("Here is an outline")
+    assert pairs[2].better.startswith("Date rape drugs are general")
+    assert pairs[5].better.startswith("Here is an outline")
 
 
 # ---------------------------------------------------------------- near-duplicates
@@ -346,7 +358,8 @@ shingle_texts = st.lists(st.lists(st.sampled_from("abcdefg"), max_size=8).map(" 
 def test_no_near_duplicate_is_missed(texts, threshold):
     found = near_duplicates(texts, threshold)
     assert found == sorted(found) and all(i < j for i, j, _ in found)
-    brute = {(i, j) for i, j in itertools.combinations(range(len(texts)), 2) if similarity(texts[i], texts[j]) >= threshold - 1e-9}
+    brute = {(i, j) for i, j in itertools.combinations(range(len(texts)), 2)
+             if similarity(texts[i], texts[j]) >= threshold - 1e-9}
     firsts = [i for i, t in enumerate(texts) if plain(t) not in {plain(u) for u in texts[:i]}]
     expected = {(i, j) for i, j in brute if (i in firsts and j in firsts)}
     same_set = {(i, j) for i, j, share in found if share == 1.0}
@@ -391,8 +404,9 @@ def test_nothing_and_little_have_no_near_duplicates():
 
 @pytest.mark.parametrize("text, expected", [
     ("I'm sorry, but I can't help with that.", True), ("I won’t write that. It hurts people.", True),
-    ("Sorry. I am not able to assist.", True), ("You can't go wrong with salt.", False), ("I can't help but smile.", False),
-    ("No, it is not true that mushrooms are plants.", False), ("Sure! First, heat the pan.", False)])
+    ("Sorry. I am not able to assist.", True), ("You can't go wrong with salt.", False),
+    ("I can't help but smile.", False), ("No, it is not true that mushrooms are plants.", False),
+    ("Sure! First, heat the pan.", False)])
 def test_refusals_are_known_by_their_words(text, expected):
     assert looks_like_refusal(text) is expected
 
@@ -402,7 +416,8 @@ def pair(i, better="b", worse="w", prompt=None, **more):
 
 
 def constitution(pairs=(), exemplars=()):
-    return Constitution("x", "", [Principle("p", comparison="q", opposite="o", pairs=tuple(pairs), exemplars=tuple(exemplars))])
+    only = Principle("p", comparison="q", opposite="o", pairs=tuple(pairs), exemplars=tuple(exemplars))
+    return Constitution("x", "", [only])
 
 
 @pytest.mark.parametrize("made, says", [
@@ -411,14 +426,17 @@ def constitution(pairs=(), exemplars=()):
     (constitution([pair(i, better="I can't help with that.") for i in range(20)]), "refusal_wins is 1.00"),
     (constitution([pair(1, prompt="How do I pick a lock?"), pair(2, prompt="how do I pick a lock", split="heldout")]),
      "j1 (train) and j2 (heldout) have the same prompt"),
-    (constitution([pair(1, prompt="Hi, how can I pick a lock?"), pair(2, prompt="how can I pick a lock?", split="judge")]),
+    (constitution([pair(1, prompt="Hi, how can I pick a lock?"),
+                   pair(2, prompt="how can I pick a lock?", split="judge")]),
      "j1 (train) and j2 (judge) have the same prompt"),
-    (constitution([pair(1, prompt="Please, how does one bake bread?")]), "j1 has a prompt that models are trained or tested on"),
+    (constitution([pair(1, prompt="Please, how does one bake bread?")]),
+     "j1 has a prompt that models are trained or tested on"),
     (constitution([pair(1), replace(pair(1), id="j2")]), "pairs j1 and j2 are the same"),
     (constitution([replace(pair(1), worse="b 1")]), "pair j1: the two responses are the same"),
     (constitution([replace(pair(1), reason="")]), "pair j1: reason is empty"),
     (constitution(exemplars=[Exemplar("e1", "a", "b", "c c", "b")]), "exemplar e1: the revision repeats the response"),
-    (constitution(exemplars=[Exemplar("e1", "a", "b", "the same old words", "d"), Exemplar("e2", "x", "y", "the same old words", "z")]),
+    (constitution(exemplars=[Exemplar("e1", "a", "b", "the same old words", "d"),
+                             Exemplar("e2", "x", "y", "the same old words", "z")]),
      "exemplars e1 and e2 have the same critique"),
     (constitution(exemplars=[Exemplar("e1", "a", " ", "c", "d")]), "exemplar e1: response is empty"),
     (Constitution("x", "", [Principle("p", comparison="q")]), "p: no opposite question"),
@@ -429,7 +447,8 @@ def test_the_audit_bites(made, says):
 
 
 def test_the_audit_counts():
-    made = constitution([pair(1, better="longer answer", category="x"), pair(2, category="y", kind="harmless", split="judge")])
+    made = constitution([pair(1, better="longer answer", category="x"),
+                         pair(2, category="y", kind="harmless", split="judge")])
     report = made.audit(prompts=[])
     assert (report["principles"], report["exemplars"], report["pairs"]) == (1, 0, 2)
     assert report["per_category"] == {"x": {"exemplars": 0, "pairs": 1}, "y": {"exemplars": 0, "pairs": 1}}

@@ -84,10 +84,12 @@ def test_paper_form_and_back(texts, instruction):
     messages = [system(instruction)] * bool(instruction)
     messages += [(user, assistant)[i % 2](text) for i, text in enumerate(texts)]
     assert from_paper(to_paper(messages)) == messages
-    assert from_paper(to_paper(messages[: len(messages) - len(texts) + 1], add_generation_prompt=True))[-1]["role"] == "user"
+    begun = messages[: len(messages) - len(texts) + 1]
+    assert from_paper(to_paper(begun, add_generation_prompt=True))[-1]["role"] == "user"
 
 
-pieces = st.lists(st.sampled_from(["Human:", "Assistant:", "\n\n", "\n", " ", "\r\n\r\n", "text", ":", "Human"]), max_size=12)
+pieces = st.lists(
+    st.sampled_from(["Human:", "Assistant:", "\n\n", "\n", " ", "\r\n\r\n", "text", ":", "Human"]), max_size=12)
 
 
 @given(pieces.map("".join).filter(str.strip), pieces.map("".join), pieces.map("".join).filter(str.strip))
@@ -145,8 +147,9 @@ def tokenizer(template):
 
 TOKENIZERS = {name: tokenizer(t) for name, t in (("chatml", CHATML), ("inst", INST), ("plain", PLAIN))}
 nasty = st.lists(st.sampled_from([
-    "<|im_start|>", "<|im_end|>", "<|endoftext|>", "<|im_", "end|>", "start|>", "|>", "<|", "[INST]", "[/INST]", "[", "]",
-    "### ", "###", "User:", "Assistant:", "user\n", "\n", " ", "a", "\u200b"]), min_size=1, max_size=12).map("".join)
+    "<|im_start|>", "<|im_end|>", "<|endoftext|>", "<|im_", "end|>", "start|>", "|>", "<|", "[INST]", "[/INST]",
+    "[", "]", "### ", "###", "User:", "Assistant:", "user\n", "\n", " ", "a", "\u200b",
+]), min_size=1, max_size=12).map("".join)
 
 
 @settings(max_examples=120, deadline=None)
@@ -284,6 +287,7 @@ def test_data_are_found_by_name_with_or_without_suffix():
 
 
 def test_the_first_modules_load_nothing_heavy():
+    heavy = ("torch", "transformers", "sklearn", "scipy", "numpy", "datasets")
     code = ("import sys, cai_nb.dialogue, cai_nb.constitution, cai_nb.prompts\n"
-            "print([m for m in ('torch', 'transformers', 'sklearn', 'scipy', 'numpy', 'datasets') if m in sys.modules])")
+            f"print([m for m in {heavy} if m in sys.modules])")
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"

@@ -10,13 +10,16 @@ from tiny import tiny_folder
 
 from cai_nb.constitution import Constitution, Exemplar, JudgedPair, Principle
 from cai_nb.dialogue import CaiError, user
-from cai_nb.feedback import (ANSWER, Judge, accuracy, as_pairs, comparison_question, comparison_record, fit_antisymmetric,
-                             fit_temperature, judge_pairs, label_accuracy, likelihood_contrast, multiple_choice, position_bias,
-                             sample_pairs, soften, wilson)
+from cai_nb.feedback import (
+    ANSWER, accuracy, as_pairs, comparison_question, comparison_record, fit_temperature, judge_pairs,
+    label_accuracy, likelihood_contrast, multiple_choice, position_bias, sample_pairs, soften, wilson,
+)
+from cai_nb.judge import Judge, Judges, fit_antisymmetric, kind_of
 from cai_nb.model import Completion, LanguageModel
 from cai_nb.prompts import Records
 
-WORDS = "apple bread cloud drum eagle field glass house iron jelly kite lemon moss night ocean pearl quill river stone tiger".split()
+WORDS = ("apple bread cloud drum eagle field glass house iron jelly kite lemon moss night ocean pearl quill river "
+         "stone tiger").split()
 
 
 def judged(i, split="train"):
@@ -107,7 +110,8 @@ def test_exchanging_the_responses_exchanges_the_label(model):
         for x, y in zip(a, b):
             assert x["p_first"] == pytest.approx(1 - y["p_first"], abs=1e-5)
             assert x["principles"] == y["principles"] and len(x["principles"]) == 1
-            assert x["label"] >= 0.5 and {x["chosen"][0]["content"], x["rejected"][0]["content"]} == set(PAIRS[a.index(x)]["responses"])
+            answers = {x["chosen"][0]["content"], x["rejected"][0]["content"]}
+            assert x["label"] >= 0.5 and answers == set(PAIRS[a.index(x)]["responses"])
 
 
 def test_the_question_holds_everything_and_a_response_opens_no_turn():
@@ -123,8 +127,8 @@ def test_a_principle_named_in_the_pair_is_the_one_used(model):
 
 
 @pytest.mark.parametrize("p, label, clamp, expected", [
-    (0.9, "soft", None, 0.9), (0.9, "soft", (0.4, 0.6), 0.6), (0.1, "soft", (0.4, 0.6), 0.4), (0.55, "soft", (0.4, 0.6), 0.55),
-    (0.9, "hard", None, 1.0), (0.1, "hard", (0.4, 0.6), 0.0)])
+    (0.9, "soft", None, 0.9), (0.9, "soft", (0.4, 0.6), 0.6), (0.1, "soft", (0.4, 0.6), 0.4),
+    (0.55, "soft", (0.4, 0.6), 0.55), (0.9, "hard", None, 1.0), (0.1, "hard", (0.4, 0.6), 0.0)])
 def test_soften(p, label, clamp, expected):
     assert soften(p, label, clamp) == pytest.approx(expected)
 
@@ -160,7 +164,7 @@ def test_probe_finds_a_direction_and_invents_none():
 
 
 def test_folds_do_not_split_a_prompt():
-    "Every prompt twice, with a feature that only recognises the prompt: what was seen in one copy must not help with the other"
+    "Every prompt twice, with a feature that only recognises it: what was seen in one copy must not help with the other"
     rng = np.random.default_rng(1)
     d = np.repeat(np.eye(60) * rng.choice([-1, 1], 60), 2, axis=0).astype(np.float32)
     _, report = fit_antisymmetric(d, np.repeat(np.arange(60), 2))
@@ -209,6 +213,38 @@ def test_judge_takes_principles_and_items(model):
     assert np.allclose(a.weights, b.weights) and a.names == b.names
 
 
+def test_weights_count_like_copies():
+    "A row of weight 2 is two rows; one of weight 0 is none"
+    rng = np.random.default_rng(3)
+    d = rng.normal(size=(40, 6)).astype(np.float32) + 0.3
+    pull, report = fit_antisymmetric(d, np.arange(40), [2] * 10 + [1] * 20 + [0] * 10, strengths=(10,))
+    assert not pull[30:].any()
+    copies = np.concatenate([d[:10], d[:30]])
+    measured = np.ones(40, bool)
+    other, again = fit_antisymmetric(copies, [*range(10), *range(30)], measured=measured, strengths=(10,))
+    w, v = pull @ d / report["scale"], other @ copies / again["scale"]
+    assert np.corrcoef(w, v)[0, 1] > 0.99
+
+
+def test_each_kind_of_prompt_has_its_judge(model, tmp_path):
+    "On harmful prompts 'no' is the better answer, on harmless ones 'yes': one judge cannot learn both, two can"
+    words = [f"{w} {i}" for i in range(2) for w in WORDS[:10]]
+    rows = [{"id": f"{kind}{k}", "kind": kind, "prompt": [user(f"Say {w}?")], "judged": True,
+             **dict(zip(("better", "worse") if kind == "harmless" else ("worse", "better"), ("yes yes gladly", "no no never")))}
+            for k, w in enumerate(words) for kind in ("harmful", "harmless")]
+    judges = Judges.fit(model, rows, layers=(2, 4))
+    pairs = [{"id": f"{kind}-{k}", "kind": kind, "prompt": [user(f"And {w}?")], "responses": ["no no never", "yes yes gladly"]}
+             for k, w in enumerate(WORDS[10:14]) for kind in ("redteam", "helpful", "overrefusal")]
+    records = judges.label(pairs, CONSTITUTION)
+    assert [r["id"] for r in records] == [p["id"] for p in pairs]
+    assert all((r["p_first"] > 0.5) == (kind_of(p) == "harmful") for r, p in zip(records, pairs))
+    judges.save(tmp_path)
+    again = Judges.load(tmp_path, model).label(pairs, CONSTITUTION)
+    assert [r["p_first"] for r in again] == pytest.approx([r["p_first"] for r in records], abs=1e-6)
+    few = Judges.fit(model, judge_pairs(CONSTITUTION), layers=(2,))  # its pairs are of one kind: the other learns from all
+    assert len({j.report["n"] for j in few.by_kind.values()}) == 1
+
+
 def test_nothing_held_out_is_learnt_from():
     both = judge_pairs(CONSTITUTION, "train"), judge_pairs(CONSTITUTION, "heldout")
     assert [len(b) for b in both] == [21, 4] and not {j["id"] for j in both[0]} & {j["id"] for j in both[1]}
@@ -222,9 +258,12 @@ def test_bundled_pairs_come_in_either_order():
 
 
 def test_records_are_json(judge, model):
-    for r in [*judge.label(PAIRS, CONSTITUTION), *multiple_choice(model, PAIRS, CONSTITUTION), *likelihood_contrast(model, PAIRS, CONSTITUTION)]:
+    keys = {"id", "kind", "category", "prompt", "chosen", "rejected", "label", "method", "principles", "constitution",
+            "model"}
+    for r in [*judge.label(PAIRS, CONSTITUTION), *multiple_choice(model, PAIRS, CONSTITUTION),
+              *likelihood_contrast(model, PAIRS, CONSTITUTION)]:
         assert json.loads(json.dumps(r, allow_nan=False)) == r
-        assert {"id", "kind", "category", "prompt", "chosen", "rejected", "label", "method", "principles", "constitution", "model"} <= set(r)
+        assert keys <= set(r)
 
 
 @pytest.mark.parametrize("call, words", [
@@ -238,7 +277,8 @@ def test_records_are_json(judge, model):
     (lambda m: accuracy([1.5]), "between 0 and 1"),
     (lambda m: Judge.fit(m, []), "no judged pairs"),
     (lambda m: Judge.fit(m, judge_pairs(CONSTITUTION)[:2], layers=(2,)), "too few"),
-    (lambda m: likelihood_contrast(m, PAIRS, Constitution("c", "", (Principle("p", comparison="Which?"),))), "needs both"),
+    (lambda m: likelihood_contrast(m, PAIRS, Constitution("c", "", (Principle("p", comparison="Which?"),))),
+     "needs both"),
 ])
 def test_errors_say_what_to_do(model, call, words):
     with pytest.raises(CaiError, match=words), warnings.catch_warnings():

@@ -12,7 +12,11 @@ import cai_nb.model as m
 from cai_nb.dialogue import assistant, user
 from cai_nb.model import LanguageModel, ModelError
 
-ASKED = [[user("Hi?")], [user("A longer question, with more words in it, so that it is padded differently?")], [user("Why?")]]
+ASKED = [
+    [user("Hi?")],
+    [user("A longer question, with more words in it, so that it is padded differently?")],
+    [user("Why?")],
+]
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +40,7 @@ def test_sampling_does_not_depend_on_neighbours_or_order(model):
 
 
 def test_sampling_follows_the_softmax(model):
-    "Gumbel noise must give the model's own distribution at the given temperature."
+    "One number in [0, 1) a token must give the model's own distribution at the given temperature."
     prompt = [user("Hi?")]
     n = 1500
     said = model.sample([prompt]*n, max_tokens=1, temperature=0.5, keys=range(n), batch_size=500)
@@ -49,10 +53,41 @@ def test_sampling_follows_the_softmax(model):
     assert abs(share - expected) < 4*(expected*(1 - expected)/n)**0.5 + 1e-9
 
 
+def test_a_beginning_that_is_read_once_changes_nothing(model):
+    shown = [m for k in range(12) for m in (user(f"Question {k}?"), assistant("Yes, it is so."))]
+    asked = [[*shown[:20], user(f"{word} or not?")] for word in ("Salt", "Pepper and more of it", "No")]
+    asked += [[*shown[4:], user("Other")], [user("Alone")], [*shown[4:], user("Other things")], asked[0]]
+    prefixes = ["The answer is: ("]*5 + ["Let me see. The answer is: (", "I say ("]
+    from cai_nb.model import shared_beginnings
+
+    groups = shared_beginnings([model.encode([d], p)[0] for d, p in zip(asked, prefixes)], 16)
+    assert sorted(len(members) for members, _ in groups) == [1, 2, 4] and all(n >= 16 for _, n in groups[:-1])
+    whole, once = (model.choose(asked, prefix=prefixes, share=share, batch_size=2) for share in (0, 16))
+    assert np.abs(whole - once).max() < 1e-5
+    one_by_one = [model.choose([d], prefix=p)[0] for d, p in zip(asked, prefixes)]
+    assert np.abs(whole - one_by_one).max() < 1e-5
+
+
+def test_a_token_of_no_weight_is_never_drawn():
+    "Neither at the ends of the ruler, nor where a block of the vocabulary begins or has nothing in it."
+    from cai_nb.model import token_at
+
+    scores = torch.full((6, 700), -torch.inf)
+    scores[:, [5, 300, 301, 699]] = torch.tensor([0.0, 1.0, -1.0, 0.5])
+    p = scores[0].double().softmax(-1)
+    edges = p.cumsum(0)[[5, 300, 301]].tolist()
+    for u in [0.0, 1e-12, *edges, *(e - 1e-8 for e in edges), *(e + 1e-8 for e in edges), 1 - 2**-53]:
+        for dtype in (torch.float32, torch.bfloat16, torch.float64):
+            drawn = token_at(torch.full((6,), u, dtype=torch.float64), scores.to(dtype)).tolist()
+            assert len(set(drawn)) == 1 and p[drawn[0]] > 0, (u, dtype, drawn)
+    assert token_at(torch.tensor([0.0, 1 - 2**-53]), scores[:2]).tolist() == [5, 699]
+
+
 def test_greedy_is_generate(model):
     ids = torch.tensor(model.encode(ASKED[:1]))
-    plain = model.model.generate(ids, max_new_tokens=8, do_sample=False, pad_token_id=0, eos_token_id=model.end_ids)[0, ids.shape[1]:]
-    assert model.sample(ASKED[:1], max_tokens=8, temperature=0)[0].text == model.tokenizer.decode(plain, skip_special_tokens=True).strip()
+    out = model.model.generate(ids, max_new_tokens=8, do_sample=False, pad_token_id=0, eos_token_id=model.end_ids)
+    plain = model.tokenizer.decode(out[0, ids.shape[1]:], skip_special_tokens=True).strip()
+    assert model.sample(ASKED[:1], max_tokens=8, temperature=0)[0].text == plain
 
 
 def test_choose_is_the_plain_log_softmax(model):

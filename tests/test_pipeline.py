@@ -519,9 +519,12 @@ def tiny(tmp_path_factory):
 
 
 SETS = [
-    "critic.adapter=none", "prompts.n_redteam=4", "prompts.n_helpful=3", "prompts.max_tokens=200", "revision.max_tokens=12",
+    "critic.adapter=none",
+    "prompts.n_redteam=4", "prompts.n_helpful=3", "prompts.n_overrefusal=2", "prompts.max_tokens=200",
+    "revision.max_tokens=12",
     "revision.critique_tokens=8", "sft.helpful_tokens=12", "sft.max_length=1024", "feedback.max_tokens=10",
-    "feedback.exemplars=8", "feedback.check=2", "preference.max_length=1024", "preference.heldout=0.4", "ppo.max_tokens=8",
+    "feedback.exemplars=8", "feedback.check=2", "preference.max_length=1024", "preference.heldout=0.4",
+    "ppo.max_tokens=8",
     "evaluation.n_redteam=2", "evaluation.n_helpful=2", "evaluation.n_overrefusal=2", "evaluation.max_tokens=10",
     "evaluation.draws=100",
 ]  # fmt: skip
@@ -554,6 +557,39 @@ def test_all_stages_run_with_a_tiny_model(half, tmp_path, capsys):
     before = {s.name: run.done(s.name) for s in run.steps}
     pl.run_recipe(recipe, tmp_path / "run", note=quiet)
     assert before == {s.name: run.done(s.name) for s in run.steps}
+
+
+def test_harmless_prompts_that_look_harmful_are_trained_on_like_helpful_ones(half):
+    run = pl.Run(half[1], half[0], note=quiet)
+    train = {p["id"]: p for p in pl.prompts_of(run, part="train")}
+    assert [p["kind"] for p in pl.harmless_prompts(run)] == ["helpful"] * 3 + ["overrefusal"] * 2
+    assert not {p["prompt"] for p in train.values()} & {p["prompt"] for p in pl.prompts_of(run, part="heldout")}
+    answered = {row["id"].rpartition("-")[0] for row in Records(run.path("sft") / "helpful.jsonl")}
+    assert answered == {p["id"] for p in pl.harmless_prompts(run)}
+    marks = {w: pl.constitution_of(half[0], w).fingerprint for w in ("harmless", "helpful")}
+    for row in Records(run.path("feedback") / "records.jsonl"):
+        assert row["constitution"] == marks["harmless" if row["kind"] == "redteam" else "helpful"]
+
+
+def test_the_usual_score_of_a_prompt_is_the_mean_over_its_comparisons(half, tmp_path):
+    from cai_nb.preference import PreferenceModel
+
+    run = pl.Run(half[1], half[0], note=quiet)
+    scorer = PreferenceModel.load(run.path("preference") / "model")
+    usual = pl.usual_scores(run, scorer, tmp_path)
+    pairs = list(Records(run.path("feedback") / "pairs.jsonl"))
+    assert set(usual) == {p["id"].rpartition("-")[0] for p in pairs}
+    pair = pairs[0]  # one pair to a prompt at smoke size
+    scores = scorer.score([[*pair["prompt"], {"role": "assistant", "content": t}] for t in pair["responses"]])
+    assert usual[pair["id"].rpartition("-")[0]] == pytest.approx(sum(scores) / 2, abs=1e-2)
+    assert pl.usual_scores(run, None, tmp_path) == usual  # kept: an interrupted PPO goes on with the same numbers
+
+
+def test_the_bundled_critic_learnt_from_the_bundled_exemplars():
+    from cai_nb.constitution import Constitution
+
+    known = json.loads((pl.shipped_critic() / "metrics.json").read_text())["constitutions"]
+    assert known == {name: pl.lesson_mark(Constitution.load(name)) for name in known}
 
 
 def test_ppo_that_was_interrupted_ends_with_the_same_weights(half, tmp_path, monkeypatch):

@@ -57,8 +57,8 @@ def lora(**kwargs):
 def trainer(folder, model=None, reward=colours, data=PROMPTS, callbacks=None, peft_config=None, args=None, **settings):
     tok = tokenizer()
     defaults = dict(rollouts=2, per_device_train_batch_size=4, gradient_accumulation_steps=1, num_mini_batches=2,
-                    num_ppo_epochs=2, max_completion_length=6, learning_rate=1e-3, save_strategy="no", disable_tqdm=True,
-                    use_cpu=True, seed=3, sample_rollouts=0)
+                    num_ppo_epochs=2, max_completion_length=6, learning_rate=1e-3, save_strategy="no",
+                    disable_tqdm=True, use_cpu=True, seed=3, sample_rollouts=0)
     return PPOTrainer(model or language_model(tok), reward, PPOConfig(str(folder), **(defaults | settings)), data,
                       processing_class=tok, peft_config=peft_config, callbacks=callbacks)
 
@@ -78,16 +78,17 @@ def words_to_reward(tok):
 
 
 def closed_form_run(folder, tok_words, length, **settings):
-    "Train a tiny policy on one prompt; log-probabilities of every possible completion before, wanted, after; V and β·log Z"
+    "Train a tiny policy on one prompt; log-probabilities of every completion before, wanted, after; V and β·log Z"
     tok = tokenizer(tok_words)
     reward = words_to_reward(tok)
     settings = dict(per_device_train_batch_size=256, num_mini_batches=1, num_ppo_epochs=4, max_completion_length=length,
                     kl_coef=0.5, normalize_scores=False, whiten_advantages=False, vf_coef=1.0, cliprange_value=None,
                     sampling_batch_size=256, max_grad_norm=10.0) | settings
     # The prompt's last token is repeated by no answer alone: "red" after "red" would look the same to one layer.
-    run = PPOTrainer(language_model(tok, layers=1, hidden=32), lambda prompts, completions: [reward(c) for c in completions],
-                     PPOConfig(str(folder), save_strategy="no", disable_tqdm=True, use_cpu=True, sample_rollouts=0,
-                               **settings), [{"prompt": "blue red"}], processing_class=tok)
+    config = PPOConfig(str(folder), save_strategy="no", disable_tqdm=True, use_cpu=True, sample_rollouts=0, **settings)
+    run = PPOTrainer(language_model(tok, layers=1, hidden=32),
+                     lambda prompts, completions: [reward(c) for c in completions],
+                     config, [{"prompt": "blue red"}], processing_class=tok)
     ids, end, v = run.make_row([{"prompt": "blue red"}], 0)["prompt_ids"], tok.eos_token_id, len(tok)
     answers = [[a] for a in range(v)]
     for _ in range(length - 1):
@@ -181,9 +182,9 @@ def test_whitening_is_over_all_processes():
 
 
 def test_loss_and_every_gradient_equal_a_naive_float64_loop(tmp_path):
-    run = trainer(tmp_path, language_model(tokenizer()).double(), per_device_train_batch_size=6, gradient_accumulation_steps=2,
-                  num_mini_batches=1, entropy_coef=0.01, temperature=0.8, missing_eos_penalty=1.0,
-                  max_completion_length=12)
+    run = trainer(tmp_path, language_model(tokenizer()).double(), per_device_train_batch_size=6,
+                  gradient_accumulation_steps=2, num_mini_batches=1, entropy_coef=0.01, temperature=0.8,
+                  missing_eos_penalty=1.0, max_completion_length=12)
     rows = run.rows = run.rollout(0)
     assert len({len(r["completion_ids"]) for r in rows}) > 1  # ragged
     g = torch.Generator().manual_seed(1)
@@ -222,8 +223,11 @@ def test_loss_and_every_gradient_equal_a_naive_float64_loop(tmp_path):
 
 
 def test_advantages_of_a_rollout_equal_a_naive_loop(tmp_path):
-    run = trainer(tmp_path, language_model(tokenizer()).double(), missing_eos_penalty=1.0, lam=0.7, gamma=0.9, kl_coef=0.3,
-                  reward=lambda prompts, completions, want: [float(w in c) for w, c in zip(want, completions, strict=True)])
+    def found(prompts, completions, want):
+        return [float(w in c) for w, c in zip(want, completions, strict=True)]
+
+    run = trainer(tmp_path, language_model(tokenizer()).double(), reward=found, missing_eos_penalty=1.0, lam=0.7,
+                  gamma=0.9, kl_coef=0.3)
     with torch.no_grad(): run.policy.model.layers[0].mlp.up_proj.weight.add_(0.2)  # so that there is some KL
     rows = run.rollout(0)
     raw = np.array([r["raw"] for r in rows])
@@ -234,8 +238,8 @@ def test_advantages_of_a_rollout_equal_a_naive_loop(tmp_path):
         kl = (r["old_logprobs"] - r["ref_logprobs"]).tolist()
         assert any(abs(k) > 1e-3 for k in kl)
         delta = [-0.3*kl[t] + score*(t == n - 1) + 0.9*v[t + 1] - v[t] for t in range(n)]
-        flat += [[sum((0.9*0.7)**k*delta[t + k] for k in range(n - t)), r["advantages"][t].item(), r["returns"][t].item(), v[t]]
-                 for t in range(n)]
+        naive = [sum((0.9*0.7)**k*delta[t + k] for k in range(n - t)) for t in range(n)]
+        flat += [[naive[t], r["advantages"][t].item(), r["returns"][t].item(), v[t]] for t in range(n)]
     want, ours, returns, values = np.array(flat).T
     assert np.allclose(returns, want + values, atol=1e-6)  # taken before whitening
     assert np.allclose(ours, (want - want.mean())/want.std(), atol=1e-6)
@@ -302,12 +306,13 @@ def test_padding_that_is_the_end_token_changes_nothing(tmp_path):
 
 
 def test_temperature_divides_logits_in_sampling_and_scoring_alike(tmp_path):
-    run = trainer(tmp_path, temperature=0.5, per_device_train_batch_size=4000, num_mini_batches=1, max_completion_length=1,
-                  data=PROMPTS[:1], sampling_batch_size=4000)
+    run = trainer(tmp_path, temperature=0.5, per_device_train_batch_size=4000, num_mini_batches=1,
+                  max_completion_length=1, data=PROMPTS[:1], sampling_batch_size=4000)
     rows = run.rollout(0)
     with torch.no_grad(): logits = run.policy(input_ids=torch.tensor([rows[0]["prompt_ids"]])).logits[0, -1]
     p = (logits/0.5).softmax(-1)
-    for r in rows[:50]: assert math.isclose(r["old_logprobs"].item(), p[r["completion_ids"][0]].log().item(), abs_tol=1e-4)
+    for r in rows[:50]:
+        assert math.isclose(r["old_logprobs"].item(), p[r["completion_ids"][0]].log().item(), abs_tol=1e-4)
     share = torch.bincount(torch.tensor([r["completion_ids"][0] for r in rows]), minlength=len(p))/len(rows)
     assert (share - p).abs().max() < 4*(0.25/len(rows))**0.5  # four standard errors at most
     assert (share - logits.softmax(-1)).abs().max() > 0.05  # and another temperature would show
@@ -359,8 +364,8 @@ def test_max_steps_are_rounded_up_to_whole_rollouts(tmp_path):
 
 
 def test_max_grad_norm_is_applied(tmp_path):
-    run = trainer(tmp_path, optim="sgd", learning_rate=1.0, lr_scheduler_type="constant", max_grad_norm=1e-3, rollouts=1,
-                  num_ppo_epochs=1, num_mini_batches=1, weight_decay=0.0)
+    run = trainer(tmp_path, optim="sgd", learning_rate=1.0, lr_scheduler_type="constant", max_grad_norm=1e-3,
+                  rollouts=1, num_ppo_epochs=1, num_mini_batches=1, weight_decay=0.0)
     start = parameters(run)
     run.train()
     moved = torch.stack([(p - start[n]).square().sum() for n, p in parameters(run).items()]).sum().sqrt().item()
@@ -383,11 +388,13 @@ class StopAfter(TrainerCallback):
 
 @pytest.mark.parametrize("adapter", [False, True])
 def test_resume_equals_an_uninterrupted_run(tmp_path, adapter):
+    # 6 prompts, 4 a rollout: rollout 2 crosses an epoch
     settings = dict(rollouts=4, kl_target=0.1, kl_horizon=20, kl_coef=0.1, save_strategy="steps", save_steps=100,
-                    num_mini_batches=1, per_device_train_batch_size=4)  # 6 prompts, 4 a rollout: rollout 2 crosses an epoch
+                    num_mini_batches=1, per_device_train_batch_size=4)
 
     def fresh(folder, **more):
-        return trainer(tmp_path/folder, language_model(tokenizer()), peft_config=lora() if adapter else None, **settings, **more)
+        return trainer(tmp_path/folder, language_model(tokenizer()), peft_config=lora() if adapter else None,
+                       **settings, **more)
     whole = fresh("whole")
     whole.train()
     fresh("parts", callbacks=[StopAfter(4)]).train()
@@ -400,8 +407,11 @@ def test_resume_equals_an_uninterrupted_run(tmp_path, adapter):
     a, b = whole.optimizer.state_dict()["state"], rest.optimizer.state_dict()["state"]
     assert all(torch.equal(a[k][n], b[k][n]) for k in a for n in a[k])
     assert whole.ppo_state() == rest.ppo_state() and whole.kl_control.beta != 0.1
-    timeless = lambda run: [{k: v for k, v in e.items() if "second" not in k and "runtime" not in k and k != "total_flos"}  # noqa: E731
-                            for e in run.state.log_history if "rollout" in e]
+
+    def timeless(run):
+        return [{k: v for k, v in e.items() if "second" not in k and "runtime" not in k and k != "total_flos"}
+                for e in run.state.log_history if "rollout" in e]
+
     assert timeless(whole) == timeless(rest)
     assert len((tmp_path/"parts"/"ppo_log.csv").read_text().splitlines()) == 1 + 4
 
@@ -414,7 +424,8 @@ def test_saving_waits_for_the_end_of_a_rollout(tmp_path):
 
 def test_a_resume_with_other_rollouts_is_refused(tmp_path):
     trainer(tmp_path, save_strategy="steps", save_steps=4).train()
-    with pytest.raises(PPOError, match="updates"): trainer(tmp_path, num_ppo_epochs=3, rollouts=4).train(resume_from_checkpoint=True)
+    with pytest.raises(PPOError, match="updates"):
+        trainer(tmp_path, num_ppo_epochs=3, rollouts=4).train(resume_from_checkpoint=True)
     (tmp_path/"checkpoint-8"/"ppo_state.json").unlink()
     with pytest.raises(PPOError, match="ppo_state.json"): trainer(tmp_path).train(resume_from_checkpoint=True)
 
@@ -529,10 +540,12 @@ def test_rewards_see_text_and_columns_and_are_weighted(tmp_path):
     run = trainer(tmp_path, reward=[first, Scorer()], reward_weights=[1.0, -0.5])
     rows = run.rollout(0)
     prompts, completions, want = seen[0]
-    assert all(isinstance(p, list) for p in prompts) and set(want) <= set(WORDS) and all(isinstance(c, str) for c in completions)
+    assert all(isinstance(p, list) for p in prompts) and set(want) <= set(WORDS)
+    assert all(isinstance(c, str) for c in completions)
     assert not any("<" in c for c in completions)  # no special tokens
     assert {r["raw"] for r in rows} == {0.0} and run.rollout_logs["reward/Scorer"] == 2.0
-    with pytest.raises(RewardError, match="reward_weights"): trainer(tmp_path, reward=[first, first], reward_weights=[1.0])
+    with pytest.raises(RewardError, match="reward_weights"):
+        trainer(tmp_path, reward=[first, first], reward_weights=[1.0])
     with pytest.raises(RewardError, match="score"): trainer(tmp_path, reward=3)
 
 
@@ -563,7 +576,8 @@ def test_scores_are_normalised_under_the_starting_policy_and_a_missing_end_costs
     assert torch.allclose(run.normalised(rows), want, atol=1e-6)
     run.rollout(1)
     assert math.isclose(run.reward_mean, raw.mean().item(), rel_tol=1e-6)  # measured once, then kept
-    assert trainer(tmp_path, reward=lambda prompts, completions, want: [2.0]*len(completions)).rollout(0)  # no spread: no error
+    same = lambda prompts, completions, want: [2.0]*len(completions)
+    assert trainer(tmp_path, reward=same).rollout(0)  # no spread: no error
 
 
 # ---- the rest of the trainer
@@ -574,13 +588,15 @@ def test_settings_and_data_that_cannot_work_are_refused(tmp_path):
     with pytest.raises(PPOError, match="no prompt"): trainer(tmp_path, data=[{"text": "red"}])
     with pytest.raises(PPOError, match="16 bits"): trainer(tmp_path, language_model(tokenizer()).bfloat16())
     with pytest.raises(PPOError, match="none of the"): trainer(tmp_path, data=["red "*100])
-    with pytest.warns(UserWarning, match="1 of 7 prompts"): run = trainer(tmp_path, data=[*PROMPTS, {"prompt": "red "*100}])
+    with pytest.warns(UserWarning, match="1 of 7 prompts"):
+        run = trainer(tmp_path, data=[*PROMPTS, {"prompt": "red "*100}])
     assert run.skipped == 1 and len(run.prompts) == 6
     with pytest.raises(PPOError, match="eval_dataset"): run.evaluate()
 
 
 def test_evaluation_reports_and_leaves_training_alone(tmp_path):
-    plain, watched = trainer(tmp_path/"a", language_model(tokenizer())), trainer(tmp_path/"b", language_model(tokenizer()))
+    plain = trainer(tmp_path/"a", language_model(tokenizer()))
+    watched = trainer(tmp_path/"b", language_model(tokenizer()))
     watched.eval_dataset, watched.args.eval_strategy = PROMPTS[:3], "steps"
     watched.compute_metrics = lambda p: {"words": float(np.mean([len(c.split()) for c in p.predictions]))}
     first = watched.evaluate()
@@ -588,7 +604,8 @@ def test_evaluation_reports_and_leaves_training_alone(tmp_path):
     watched.args.eval_steps = 1
     watched.train()
     assert farthest(parameters(plain), parameters(watched)) == 0
-    assert first["eval_kl"] == 0 and {"eval_reward", "eval_entropy", "eval_length", "eval_finished", "eval_words"} <= set(first)
+    assert {"eval_reward", "eval_entropy", "eval_length", "eval_finished", "eval_words"} <= set(first)
+    assert first["eval_kl"] == 0
     assert [e["step"] for e in watched.state.log_history if "eval_reward" in e] == [4, 8]
 
 
@@ -597,7 +614,8 @@ def test_samples_show_the_same_prompts_before_and_after(tmp_path):
     run.train()
     lines = [json.loads(line) for line in (tmp_path/"samples.jsonl").read_text().splitlines()]
     assert [e["rollout"] for e in lines] == [0, 0, 1, 1, 2, 2]
-    assert lines[0]["prompt"] == lines[2]["prompt"] == lines[4]["prompt"] and lines[0]["completion"] != lines[4]["completion"]
+    assert lines[0]["prompt"] == lines[2]["prompt"] == lines[4]["prompt"]
+    assert lines[0]["completion"] != lines[4]["completion"]
 
 
 def test_value_head_learns_at_its_own_rate(tmp_path):
@@ -623,8 +641,9 @@ import os, sys, torch
 sys.path.insert(0, sys.argv[1])
 import test_ppo as t
 torch.set_num_threads(1)
-run = t.trainer(sys.argv[2], t.language_model(t.tokenizer()), per_device_train_batch_size=2, optim="sgd", learning_rate=1e-2,
-                gradient_accumulation_steps=int(sys.argv[3]), ddp_backend="gloo" if "RANK" in os.environ else None, kl_target=0.1, kl_horizon=20, rollouts=2)
+run = t.trainer(sys.argv[2], t.language_model(t.tokenizer()), per_device_train_batch_size=2, optim="sgd",
+                learning_rate=1e-2, gradient_accumulation_steps=int(sys.argv[3]),
+                ddp_backend="gloo" if "RANK" in os.environ else None, kl_target=0.1, kl_horizon=20, rollouts=2)
 run.train()
 run.save_model()
 if run.is_world_process_zero():
@@ -647,10 +666,12 @@ def test_two_processes_equal_one_with_twice_the_accumulation(tmp_path):
                 raise
         assert code == 0, (tmp_path/f"{name}.txt").read_text()[-3000:]
     from safetensors.torch import load_file
-    one, two = (load_file(tmp_path/n/"model.safetensors") | load_file(tmp_path/n/"value_head.safetensors") for n in ("one", "two"))
+    one, two = (load_file(tmp_path/n/"model.safetensors") | load_file(tmp_path/n/"value_head.safetensors")
+                for n in ("one", "two"))
     start = language_model(tokenizer()).state_dict()
     assert max((one[n] - start[n]).abs().max() for n in start) > 1e-3
     assert max((one[n] - two[n]).abs().max() for n in one) < 1e-6
     for a, b in zip(torch.load(tmp_path/"one"/"logs.pt"), torch.load(tmp_path/"two"/"logs.pt"), strict=True):
-        for k in ("reward", "kl", "entropy", "length", "explained_variance", "policy_loss", "value_loss", "clip_fraction", "beta",
-                  "loss", "grad_norm"): assert math.isclose(a[k], b[k], rel_tol=1e-4, abs_tol=1e-6), k
+        for k in ("reward", "kl", "entropy", "length", "explained_variance", "policy_loss", "value_loss",
+                  "clip_fraction", "beta", "loss", "grad_norm"):
+            assert math.isclose(a[k], b[k], rel_tol=1e-4, abs_tol=1e-6), k

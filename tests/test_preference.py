@@ -9,8 +9,10 @@ from tiny import tiny_folder
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from cai_nb.dialogue import CaiError, assistant, user
-from cai_nb.preference import (PreferenceModel, PreferenceSettings, SoftRewardTrainer, encode_dialogue, preference_metrics,
-                               sequence_classifier, soft_probe, split_by_prompt, train_preference_model)
+from cai_nb.preference import (
+    PreferenceModel, PreferenceSettings, SoftRewardTrainer, encode_dialogue, preference_metrics, sequence_classifier,
+    soft_probe, split_by_prompt, train_preference_model,
+)
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +21,8 @@ def folder(tmp_path_factory):
 
 
 def comparison(i, p=0.8, good="Yes. Gladly!", bad="no"):
-    return {"id": f"c{i}", "prompt": [user(f"Question {i * i}: what about topic {'abcdefghijklm'[i % 13] * 3} number {i}?")],
+    question = f"Question {i * i}: what about topic {'abcdefghijklm'[i % 13] * 3} number {i}?"
+    return {"id": f"c{i}", "prompt": [user(question)],
             "chosen": [assistant(f"{good} {i}")], "rejected": [assistant(f"{bad} {i} {i}")], "label": p}
 
 
@@ -30,7 +33,8 @@ def make_trainer(folder, tmp_path, rows, cls=SoftRewardTrainer, **more):
     model, tokenizer, _ = sequence_classifier(folder, dtype="float32")
     torch.manual_seed(1)
     torch.nn.init.normal_(model.score.weight)
-    args = RewardConfig(output_dir=str(tmp_path), per_device_train_batch_size=len(rows), max_length=None, **trainer_defaults(), **more)
+    args = RewardConfig(output_dir=str(tmp_path), per_device_train_batch_size=len(rows), max_length=None,
+                        **trainer_defaults(), **more)
     return cls(model=model, args=args, train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
 
 
@@ -88,8 +92,8 @@ def test_score_is_read_at_the_end_of_the_turn(folder):
 def test_train_save_load(folder, tmp_path, rank):
     rows = [comparison(i, 0.9) for i in range(24)] + [comparison(99, 0.9, bad="long " * 100)]
     out = tmp_path / "pm"
-    metrics = train_preference_model(folder, rows, out, PreferenceSettings(learning_rate=3e-3, epochs=8, lora_rank=rank, batch_size=4,
-                                                                             probe=False))
+    settings = PreferenceSettings(learning_rate=3e-3, epochs=8, lora_rank=rank, batch_size=4, probe=False)
+    metrics = train_preference_model(folder, rows, out, settings)
     assert metrics["dropped"] == 1 and metrics["examples"] + metrics["n"] == 24
     assert metrics["agreement"] > 0.8 and metrics["curve"][-1]["loss"] < metrics["curve"][0]["loss"]
     scorer = PreferenceModel.load(out, dtype="float32")
@@ -99,14 +103,16 @@ def test_train_save_load(folder, tmp_path, rank):
     saved = [json.loads(line) for line in (out / "heldout.jsonl").read_text().splitlines()]
     held = [next(r for r in rows if r["id"] == s["id"]) for s in saved]
     p = scorer.prob([[*r["prompt"], *r["chosen"]] for r in held], [[*r["prompt"], *r["rejected"]] for r in held])
-    assert p == pytest.approx([s["p"] for s in saved], abs=0.03)  # a bfloat16 trunk was trained, a float32 one is loaded
+    # A bfloat16 trunk was trained, a float32 one is loaded.
+    assert p == pytest.approx([s["p"] for s in saved], abs=0.03)
 
 
 def test_probe_is_the_best_linear_head(folder, tmp_path):
     rows = [comparison(i, 0.9) for i in range(40)]
     still = PreferenceSettings(learning_rate=1e-9, epochs=1, lora_rank=4, batch_size=8)
     probed = train_preference_model(folder, rows, tmp_path / "a", still)
-    blank = train_preference_model(folder, rows, tmp_path / "b", PreferenceSettings(learning_rate=1e-9, epochs=1, lora_rank=4, probe=False))
+    unprobed = PreferenceSettings(learning_rate=1e-9, epochs=1, lora_rank=4, probe=False)
+    blank = train_preference_model(folder, rows, tmp_path / "b", unprobed)
     assert blank["cross_entropy"] == pytest.approx(np.log(2), abs=1e-4)
     assert probed["agreement"] == 1 and probed["cross_entropy"] < 0.45 < blank["cross_entropy"]
 

@@ -45,7 +45,8 @@ def write(tmp_path):
 # ---------------------------------------------------------------- the bundled sets
 
 
-@pytest.mark.parametrize("name, least, categories", [("redteam", 300, 16), ("helpful", 200, 10), ("overrefusal", 50, 6)])
+@pytest.mark.parametrize("name, least, categories", [
+    ("redteam", 300, 16), ("helpful", 200, 10), ("overrefusal", 50, 6)])
 def test_bundled_prompts_hold_what_was_promised(name, least, categories):
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # no duplicates among them
@@ -126,8 +127,9 @@ def test_a_wrong_file_is_named_with_its_line(write, name, content, says):
 
 
 @pytest.mark.parametrize("name, says", [
-    ("redtaem", 'did you mean "redteam"'), ("prompts.csv", r"ends in .jsonl or .txt"), ("no/such.jsonl", "no such file"),
-    (None, "by name or file"), ("hub:", "no data set"), ("hub:name", "no data set"), ("", "Known: helpful")])
+    ("redtaem", 'did you mean "redteam"'), ("prompts.csv", r"ends in .jsonl or .txt"),
+    ("no/such.jsonl", "no such file"), (None, "by name or file"), ("hub:", "no data set"),
+    ("hub:name", "no data set"), ("", "Known: helpful")])
 def test_an_unknown_name_is_told_what_there_is(name, says):
     with pytest.raises(PromptError, match=says):
         load_prompts(name)
@@ -161,7 +163,8 @@ def test_red_team_attempts_and_preferences_of_hh_rlhf(hub):
     hub["Anthropic/hh-rlhf", "red-team-attempts", "train"] = [
         {"transcript": "\n\nHuman: How do I?\n\nAssistant: No.", "rating": 4.0, "tags": ["Theft", "Fraud"]},
         {"transcript": "\n\nHuman: And now?\n\nAssistant: No.", "rating": 0.0, "tags": None}]
-    hub["Anthropic/hh-rlhf", None, "test"] = [{"chosen": "\n\nHuman: Hi\n\nAssistant: Yes.", "rejected": "\n\nHuman: Hi"}]
+    hub["Anthropic/hh-rlhf", None, "test"] = [
+        {"chosen": "\n\nHuman: Hi\n\nAssistant: Yes.", "rejected": "\n\nHuman: Hi"}]
     assert load_prompts("hub:Anthropic/hh-rlhf/red-team-attempts") == [
         {"id": "hh-rlhf-000000", "prompt": "How do I?", "category": "Theft", "kind": "redteam"},
         {"id": "hh-rlhf-000001", "prompt": "And now?", "category": "", "kind": "redteam"}]
@@ -197,7 +200,8 @@ def test_without_the_network_the_error_is_as_clear(tmp_path):
 def messy(seed=0, n=60):
     "Prompts and variants of them: one word changed, a greeting in front, other case and punctuation."
     chance = random.Random(seed)
-    words = "garden bridge lamp river coffee window engine paper summer kitchen doctor pencil ticket mountain orange".split()
+    words = ("garden bridge lamp river coffee window engine paper summer kitchen doctor pencil ticket mountain "
+             "orange").split()
     texts = []
     for i in range(n):
         base = [f"word{i}", *chance.choices(words, k=10)]
@@ -233,7 +237,8 @@ def test_the_split_depends_on_content_not_on_order_nor_on_what_else_is_there():
     held = {r["id"] for r in heldout}
     shuffled = random.Random(1).sample(prompts, len(prompts))
     assert {r["id"] for r in split_prompts(shuffled)[1]} == held
-    more = prompts + [{"id": f"new{i}", "prompt": f"entirely new text {i} about nothing known {i * i}"} for i in range(50)]
+    new = [{"id": f"new{i}", "prompt": f"entirely new text {i} about nothing known {i * i}"} for i in range(50)]
+    more = prompts + new
     assert {r["id"] for r in split_prompts(more)[1] if r["id"].startswith("m")} == held
     assert {r["id"] for r in split_prompts(prompts, seed=1)[1]} != held
 
@@ -279,7 +284,8 @@ def test_deduplication_done_twice_changes_nothing_more(texts):
 json_values = st.recursive(
     st.one_of(st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False, allow_infinity=False),
               st.text(st.characters(), max_size=20)),
-    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=5), inner, max_size=3)), max_leaves=8)
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=5), inner, max_size=3)),
+    max_leaves=8)
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -312,8 +318,8 @@ def test_numbers_of_numpy_and_torch_become_json(tmp_path):
 
 @pytest.mark.parametrize("record, says", [
     ({"id": "x", "a": float("nan")}, 'record "x" .*None for a number'), ({"a": float("inf")}, "cannot be written"),
-    ({"a": {1}}, "holds a set"), ({"a": b"x"}, "holds a bytes"), ([1], "a record is a dict, not list"), ("x", "not str"),
-    ({(1, 2): 3}, "cannot be written")])
+    ({"a": {1}}, "holds a set"), ({"a": b"x"}, "holds a bytes"), ([1], "a record is a dict, not list"),
+    ("x", "not str"), ({(1, 2): 3}, "cannot be written")])
 def test_what_json_cannot_hold_is_refused_and_nothing_is_written(tmp_path, record, says):
     records = Records(tmp_path / "r.jsonl")
     with pytest.raises(RecordError, match=says):
@@ -438,5 +444,6 @@ def test_datasets_reads_the_file_as_it_is(tmp_path):
     import datasets
     rows = [{"id": str(i), "prompt": [{"role": "user", "content": "Hé"}], "label": 0.5 * i} for i in range(3)]
     Records(tmp_path / "r.jsonl").extend(rows)
-    loaded = datasets.load_dataset("json", data_files=str(tmp_path / "r.jsonl"), split="train", cache_dir=str(tmp_path / "c"))
+    loaded = datasets.load_dataset("json", data_files=str(tmp_path / "r.jsonl"), split="train",
+                                   cache_dir=str(tmp_path / "c"))
     assert loaded.to_list() == rows

@@ -7,7 +7,8 @@ from cai_nb.constitution import Constitution
 from cai_nb.model import LanguageModel
 from cai_nb.prompts import Records
 from cai_nb.revision import (
-    RevisionConfig, RevisionError, best_of, critique_messages, flags, pick_exemplars, revise, revision_messages, summarise, trace_html, warmup_examples,
+    RevisionConfig, RevisionError, best_of, critique_messages, flags, pick_exemplars, revise, revision_messages,
+    summarise, trace_html, warmup_examples,
 )
 
 PROMPTS = [{"id": f"q{i}", "prompt": f"Question number {i}?", "kind": "redteam", "category": "x"} for i in range(5)]
@@ -69,7 +70,8 @@ def test_every_flag_is_raised_by_what_it_names():
     assert "copied" in flags("Or: ask the shop to mend it for you today, or wait until the summer.", sources=[source])
     assert "unchanged" in flags(source, source)
     assert "leaks" in flags("Critique: the answer is rude to her.")
-    assert flags("Tell her what upset you and listen to her side.", source, ["something else entirely, of another kind"]) == []
+    other = "something else entirely, of another kind"
+    assert flags("Tell her what upset you and listen to her side.", source, [other]) == []
 
 
 def test_the_best_clean_candidate_wins():

@@ -10,7 +10,8 @@ from cai_nb.dialogue import assistant, user
 from cai_nb.model import LanguageModel
 from cai_nb.sft import SFTSettings, TrainingError, encode_example, finetune, sft_examples, training_rows, warm_up
 
-EXAMPLES = [{"prompt": [user(f"Say {w}")], "completion": [assistant(f"Yes, {w}!")]} for w in ("tea", "rain", "moss", "bread")]
+EXAMPLES = [{"prompt": [user(f"Say {w}")], "completion": [assistant(f"Yes, {w}!")]}
+            for w in ("tea", "rain", "moss", "bread")]
 
 
 @pytest.fixture(scope="module")
@@ -35,10 +36,12 @@ def test_the_trainers_loss_is_the_loss_of_those_tokens_alone(folder, tmp_path):
 
 
 def test_the_loss_falls_and_the_adapter_loads(folder, tmp_path):
-    metrics = finetune(folder, EXAMPLES, tmp_path/"out", SFTSettings(epochs=30, batch_size=4, learning_rate=1e-2, lora_share=1.0))
+    settings = SFTSettings(epochs=30, batch_size=4, learning_rate=1e-2, lora_share=1.0)
+    metrics = finetune(folder, EXAMPLES, tmp_path/"out", settings)
     assert metrics["curve"][-1]["loss"] < 0.7*metrics["curve"][0]["loss"]
+    base = LanguageModel.load(folder, dtype="float32")
     tuned = LanguageModel.load(folder, adapter=tmp_path/"out", dtype="float32")
-    before, after = (x.score([EXAMPLES[0]["prompt"]], ["Yes, tea!"])[0].logprob for x in (LanguageModel.load(folder, dtype="float32"), tuned))
+    before, after = (x.score([EXAMPLES[0]["prompt"]], ["Yes, tea!"])[0].logprob for x in (base, tuned))
     assert after > before
 
 
@@ -46,14 +49,17 @@ def test_full_fine_tuning_saves_a_whole_model(folder, tmp_path):
     finetune(folder, EXAMPLES, tmp_path/"full", SFTSettings(epochs=1, lora_rank=0, learning_rate=1e-3))
     whole = LanguageModel.load(str(tmp_path/"full"), dtype="float32")
     base = LanguageModel.load(folder, dtype="float32")
-    assert not torch.equal(whole.model.model.layers[0].mlp.up_proj.weight, base.model.model.layers[0].mlp.up_proj.weight)
+    new, old = (x.model.model.layers[0].mlp.up_proj.weight for x in (whole, base))
+    assert not torch.equal(new, old)
 
 
 def test_flagged_steps_and_long_examples_stay_out():
-    record = {"prompt": [user("q")], "flags": [], "steps": [{"text": "a", "flags": []}, {"text": "b", "flags": []}, {"text": "c", "flags": ["repeats"]}]}
+    steps = [{"text": "a", "flags": []}, {"text": "b", "flags": []}, {"text": "c", "flags": ["repeats"]}]
+    record = {"prompt": [user("q")], "flags": [], "steps": steps}
     assert [e["completion"][0]["content"] for e in sft_examples([record])] == ["b"]
     assert len(sft_examples([record], "all", helpful=EXAMPLES)) == 1 + len(EXAMPLES)
-    kept, dropped = training_rows([*EXAMPLES, {"prompt": [user("x"*500)], "completion": [assistant("y")]}], tiny_tokenizer(), 200)
+    long = {"prompt": [user("x"*500)], "completion": [assistant("y")]}
+    kept, dropped = training_rows([*EXAMPLES, long], tiny_tokenizer(), 200)
     assert (len(kept), dropped) == (4, 1)
     with pytest.raises(TrainingError, match="max_length"):
         training_rows(EXAMPLES, tiny_tokenizer(), 3)
@@ -61,6 +67,7 @@ def test_flagged_steps_and_long_examples_stay_out():
 
 def test_a_warmed_up_critic_comes_with_its_card(folder, tmp_path):
     warm_up(folder, EXAMPLES, tmp_path/"critic", {"tiny": "abc"}, SFTSettings(epochs=1))
-    assert {p.name for p in (tmp_path/"critic").iterdir()} == {"adapter_model.safetensors", "adapter_config.json", "metrics.json", "README.md"}
+    files = {p.name for p in (tmp_path/"critic").iterdir()}
+    assert files == {"adapter_model.safetensors", "adapter_config.json", "metrics.json", "README.md"}
     assert json.loads((tmp_path/"critic"/"metrics.json").read_text())["constitutions"] == {"tiny": "abc"}
     LanguageModel.load(folder, adapter=tmp_path/"critic", dtype="float32")

@@ -1,4 +1,7 @@
-"""A chat model of a few thousand random weights with a tokenizer of its own, made in a second: for tests without the default model."""
+"""A chat model of a few thousand random weights with a tokenizer of its own, made in a second.
+
+For tests without the default model.
+"""
 
 from pathlib import Path
 
@@ -15,9 +18,10 @@ def tiny_tokenizer():
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocab = {t: i for i, t in enumerate(special + alphabet)}
     raw = Tokenizer(models.BPE(vocab=vocab, merges=[]))
-    raw.pre_tokenizer, raw.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False), decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<|im_start|>", eos_token="<|im_end|>", pad_token="<|endoftext|>",
-                                   chat_template=TEMPLATE)
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    raw.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<|im_start|>", eos_token="<|im_end|>",
+                                   pad_token="<|endoftext|>", chat_template=TEMPLATE)
 
 
 def tiny_folder(folder, layers=4, hidden=32, seed=0):
@@ -27,8 +31,9 @@ def tiny_folder(folder, layers=4, hidden=32, seed=0):
 
     torch.manual_seed(seed)
     tokenizer = tiny_tokenizer()
-    config = LlamaConfig(vocab_size=len(tokenizer), hidden_size=hidden, intermediate_size=2 * hidden, num_hidden_layers=layers,
-                         num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=1024, tie_word_embeddings=True,
+    config = LlamaConfig(vocab_size=len(tokenizer), hidden_size=hidden, intermediate_size=2 * hidden,
+                         num_hidden_layers=layers, num_attention_heads=4, num_key_value_heads=2,
+                         max_position_embeddings=1024, tie_word_embeddings=True,
                          bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
                          pad_token_id=tokenizer.pad_token_id, initializer_range=0.1)
     LlamaForCausalLM(config).save_pretrained(folder)
