@@ -64,6 +64,7 @@ class JudgedPair(_Item):
     better: str
     worse: str
     reason: str = ""  # why, under the principle
+    second: str = ""  # a second, blind judgement: "same" | "other" | "unclear"; "" if there was none
     kind: str = "harmful"
     category: str = ""
     source: str = ""
@@ -332,7 +333,7 @@ def _list(data, key):
 
 # %% ../nbs/01_constitution.ipynb #c4768b47
 _LISTS = {"principles": Principle, "exemplars": Exemplar, "pairs": JudgedPair}
-_ONE_OF = {"kind": KINDS, "split": SPLITS}
+_ONE_OF = {"kind": KINDS, "split": SPLITS, "second": ("same", "other", "unclear")}
 
 
 def _build(cls, data):
@@ -752,6 +753,7 @@ def audit(
         "per_category": _tally(exemplars, pairs, "category"),
         "per_kind": _tally(exemplars, pairs, "kind"),
         "per_split": _tally(exemplars, pairs, "split"),
+        "second_same": _share([j.second == "same" for j in pairs if j.second]),  # a second judge, blind, says the same
         "better_is_longer": _share([len(j.better) > len(j.worse) for j in pairs]),
         "better_is_refusal": _share([better for better, _ in refuses]),
         "refusal_wins": _share([better for better, worse in refuses if better != worse]),  # where one of the two refuses

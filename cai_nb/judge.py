@@ -82,10 +82,11 @@ class Judge:
             raise FeedbackError("no judged pairs to learn from: take Constitution.pairs('train') or judge_pairs(…).")
         dialogues = [[*p, assistant(t)] for p, b, w, _ in items for t in (b, w)]
         x = model.features(dialogues, layers=layers, batch_size=batch_size, desc="reading exemplars")
-        return cls.from_features(model, x.reshape(len(items), 2, -1), items, layers, seed, revisions)
+        return cls.from_features(model, x.reshape(len(items), 2, -1), pairs, layers, seed, revisions)
     @classmethod
-    def from_features(cls, model, x, items, layers, seed=0, revisions=0.3):
-        "The same from features `(N, 2, D)`, better first"
+    def from_features(cls, model, x, pairs, layers=LAYERS, seed=0, revisions=0.3):
+        "The same from features `(N, 2, D)` that have been read already, better first"
+        items = [_three(p) for p in pairs]
         flat = x.reshape(-1, x.shape[-1])
         mean, std = flat.mean(0), flat.std(0) + 1e-6
         d = ((x[:, 0] - x[:, 1])/std).astype(np.float16)
@@ -109,6 +110,11 @@ def standardise(self: Judge, prompts, responses, batch_size: int = 32):
 def score(self: Judge, prompts, responses, batch_size: int = 32) -> np.ndarray:
     "`(N,)` one number a response: comparable within a prompt, and σ of a difference is the probability of being better"
     return self.standardise(prompts, responses, batch_size) @ self.weights if len(prompts) else np.zeros(0)
+
+@patch
+def prob_of(self: Judge, d) -> np.ndarray:
+    "`(N,)` P(a is better than b) from differences of features `(N, D)`, a − b"
+    return 1/(1 + np.exp(-(d/self.std) @ self.weights))
 
 @patch
 def prob(self: Judge, prompts, a, b, batch_size: int = 32) -> np.ndarray:

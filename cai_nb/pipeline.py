@@ -9,8 +9,8 @@ __all__ = ['HARMLESS', 'POLICIES', 'JUDGE_LAYERS', 'QUESTIONS', 'STAGES', 'RunEr
            'choose_prompts', 'longest_prompt', 'make_prompts', 'prompts_of', 'harmless_prompts', 'parts_of',
            'critic_adapter', 'lesson_mark', 'shipped_critic', 'make_critic', 'critic_parts', 'load_model', 'model_of',
            'revision_stage', 'whole_sentences', 'helpful_answers', 'sft_stage', 'save_metrics', 'feedback_stage',
-           'by_constitution', 'labeller', 'layers_of', 'label_check', 'preference_stage', 'ppo_arguments',
-           'usual_scores', 'gain', 'ppo_stage', 'meter', 'evaluation_stage', 'evaluation_judges', 'check', 'expected',
+           'revised_pairs', 'by_constitution', 'labeller', 'layers_of', 'label_check', 'preference_stage',
+           'ppo_arguments', 'ppo_stage', 'meter', 'evaluation_stage', 'evaluation_judges', 'check', 'expected',
            'run_recipe', 'report', 'main']
 
 # %% ../nbs/10_pipeline.ipynb #8cf8d1f9
@@ -679,7 +679,8 @@ def feedback_stage(run, folder):
     )
     let_go(run)
     label = labeller(run, folder)
-    todo = [p for p in pairs if p["id"] not in comparisons.ids]
+    revised = revised_pairs(Records(run.path("revision") / "records.jsonl")) if f.revisions else []
+    todo = [p for p in [*pairs, *revised] if p["id"] not in comparisons.ids]
     for which, mine in by_constitution(todo).items():
         for at in range(0, len(mine), 8 * f.batch_size):
             comparisons.extend(label(mine[at : at + 8 * f.batch_size], constitution_of(run.recipe, which)))
@@ -690,6 +691,20 @@ def feedback_stage(run, folder):
         "comparisons": len(comparisons),
         "left_out": len(prompts) * f.pairs_per_prompt - len(pairs),
     }
+
+
+def revised_pairs(records):
+    "Pairs of stage 1's own making: a first response and its last revision, in an order drawn by id"
+    from cai_nb.constitution import rng
+
+    out = []
+    for r in records:
+        said = [r["steps"][0]["text"].strip(), r["completion"][-1]["content"].strip()]
+        if all(said) and said[0].casefold() != said[1].casefold() and not r["flags"]:
+            about = {k: r.get(k, "") for k in ("kind", "category")}
+            swap = rng("revised", r["id"]).random() < 0.5
+            out.append({**about, "id": f"{r['id']}-revised", "prompt": r["prompt"], "responses": said[::-1] if swap else said})
+    return out
 
 
 def by_constitution(pairs):
@@ -756,6 +771,7 @@ def label_check(run, label):
 # %% ../nbs/10_pipeline.ipynb #78acd521
 def preference_stage(run, folder):
     "Stage 4: the preference model (notebook 07)"
+    from cai_nb.feedback import written_comparisons
     from cai_nb.preference import PreferenceSettings, train_preference_model
     from cai_nb.prompts import Records
 
@@ -773,8 +789,9 @@ def preference_stage(run, folder):
     )
     name, adapters = parts_of(run, "start")
     comparisons = list(Records(run.path("feedback") / "records.jsonl"))
-    metrics = train_preference_model(name, comparisons, folder / "model", settings, adapter=adapters or None)
-    return save_metrics(folder, metrics)
+    written = [r for source in p.mix for r in written_comparisons(source, p.mix_label, p.mix_limit or None)]
+    metrics = train_preference_model(name, comparisons + written, folder / "model", settings, adapter=adapters or None)
+    return save_metrics(folder, metrics, by_ai=len(comparisons), by_people=len(written))
 
 # %% ../nbs/10_pipeline.ipynb #9f3f16d7
 def ppo_arguments(recipe):
@@ -810,33 +827,6 @@ def ppo_arguments(recipe):
         "disable_tqdm": True,
     }
 
-# %% ../nbs/10_pipeline.ipynb #ee8ff653
-def usual_scores(run, reward, folder):
-    "{prompt id: mean score of SL-CAI's own answers in the comparisons}, kept in the stage's folder"
-    from cai_nb.prompts import Records
-
-    known = read_json(folder / "usual_scores.json")
-    if known is None:
-        pairs = list(Records(run.path("feedback") / "pairs.jsonl"))
-        talks = [[*p["prompt"], {"role": "assistant", "content": t}] for p in pairs for t in p["responses"]]
-        found = {}
-        for i, score in enumerate(reward.score(talks)):
-            found.setdefault(pairs[i // 2]["id"].rpartition("-")[0], []).append(float(score))
-        known = {key: sum(some) / len(some) for key, some in found.items()}
-        write_json(folder / "usual_scores.json", known)
-    return known
-
-
-def gain(reward, usual):
-    "A reward for PPO: by how much an answer scores above what is usual for its prompt"
-    middle = sum(usual.values()) / max(len(usual), 1)  # for a prompt without a comparison
-
-    def gain(prompts, completions, id, **columns):
-        talks = [[*p, {"role": "assistant", "content": c}] for p, c in zip(prompts, completions)]
-        return [float(s) - usual.get(i, middle) for s, i in zip(reward.score(talks), id)]
-
-    return gain
-
 # %% ../nbs/10_pipeline.ipynb #3748d632
 def ppo_stage(run, folder):
     "Stage 5: PPO against the preference model gives RL-CAI (notebook 08)"
@@ -853,8 +843,6 @@ def ppo_stage(run, folder):
     prompts = prompts_of(run, "redteam", "train") + harmless_prompts(run)
     data = [{**p, "prompt": [{"role": "user", "content": p["prompt"]}]} for p in prompts]
     reward = PreferenceModel.load(run.path("preference") / "model")
-    if o.baseline:
-        reward = gain(reward, usual_scores(run, reward, folder))
     args = PPOConfig(str(work), **ppo_arguments(run.recipe))
     trainer = PPOTrainer(lm, reward, args, data, peft_config=adapter, callbacks=[meter(o.updates)])
     trainer.remove_callback(PrinterCallback)
@@ -957,7 +945,7 @@ STAGES = (
     Stage("sft", "sft", "Supervised fine-tuning", ("revision",), sft_stage),
     Stage("feedback", "feedback", "AI feedback", ("sft",), feedback_stage),
     Stage("preference", "preference", "Preference model", ("feedback",), preference_stage),
-    Stage("ppo", "ppo", "PPO", ("sft", "feedback", "preference"), ppo_stage),
+    Stage("ppo", "ppo", "PPO", ("sft", "preference"), ppo_stage),
     Stage("evaluation", "evaluate", "Evaluation", ("sft", "ppo"), evaluation_stage),
 )
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SoftCollator', 'SoftRewardTrainer', 'PreferenceError', 'preference_metrics', 'reliability', 'ScoreHead',
            'sequence_classifier', 'encode_dialogue', 'PreferenceModel', 'PreferenceSettings', 'preference_rows',
-           'split_by_prompt', 'soft_probe', 'train_preference_model', 'load_dtype']
+           'split_by_prompt', 'soft_probe', 'train_preference_model', 'metrics_by', 'load_dtype']
 
 # %% ../nbs/07_preference.ipynb #6b8a2da3
 import copy, json, os, time
@@ -38,7 +38,8 @@ class SoftRewardTrainer(RewardTrainer):
             self.data_collator = SoftCollator(self.data_collator.pad_token_id, self.data_collator.pad_to_multiple_of)
     def _set_signature_columns_if_needed(self):
         super()._set_signature_columns_if_needed()
-        if "label" not in self._signature_columns: self._signature_columns = [*self._signature_columns, "label"]
+        more = [c for c in ("label", "length") if c not in self._signature_columns]
+        self._signature_columns = [*self._signature_columns, *more]
     def _send_telemetry(self): pass  # nothing leaves the machine
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         inputs = dict(inputs)
@@ -107,7 +108,7 @@ def encode_dialogue(messages, tokenizer) -> list[int]:
     return tokenizer(render(messages, tokenizer).rstrip("\n"), add_special_tokens=False)["input_ids"]
 
 class PreferenceModel:
-    "Scores of dialogues, with mean 0 and standard deviation 1 over the responses that it was trained on"
+    "Scores of dialogues, with mean 0 and standard deviation 1 over responses of the policy that PPO starts from"
     def __init__(self, model, tokenizer, mean: float = 0.0, std: float = 1.0, id: str = ""):
         self.model, self.tokenizer, self.mean, self.std, self.id = model.eval(), tokenizer, mean, std, id
     def __repr__(self): return f"PreferenceModel({self.id}, mean {self.mean:.3f}, std {self.std:.3f})"
@@ -183,7 +184,8 @@ def preference_rows(comparisons, tokenizer, max_length: int, label: str = "soft"
             raise PreferenceError(f"comparison {r.get('id')} has the label {p}; it must be a probability, 0 to 1.")
         a, b = (encode_dialogue([*r["prompt"], *r[k]], tokenizer) for k in ("chosen", "rejected"))
         if max(len(a), len(b)) > max_length: continue
-        rows.append({"chosen_ids": a, "rejected_ids": b, "label": p if label == "soft" else float(p >= 0.5)})
+        rows.append({"chosen_ids": a, "rejected_ids": b, "label": p if label == "soft" else float(p >= 0.5),
+                     "length": max(len(a), len(b))})
         kept.append(r)
     return rows, kept, len(comparisons) - len(kept)
 
@@ -240,7 +242,7 @@ def train_preference_model(model_name: str,   # default, folder or hub id
     args = RewardConfig(output_dir=str(out), per_device_train_batch_size=s.batch_size, num_train_epochs=s.epochs,
                         gradient_accumulation_steps=s.accumulation, learning_rate=s.learning_rate,
                         lr_scheduler_type=s.schedule, warmup_steps=min(5, steps//4), max_length=None, seed=s.seed,
-                        logging_steps=max(1, steps//25), **trainer_defaults())
+                        train_sampling_strategy="group_by_length", logging_steps=max(1, steps//25), **trainer_defaults())
     start, mine = time.time(), [rows[i] for i in train]
     if s.probe: _start_from_probe(PreferenceModel(model, tokenizer), mine, [kept[i] for i in train], s.seed)
     trainer = SoftRewardTrainer(model=model, args=args, train_dataset=Dataset.from_list(mine),
@@ -251,7 +253,7 @@ def train_preference_model(model_name: str,   # default, folder or hub id
     tokenizer.save_pretrained(out)
     curve = [{"step": h["step"], "loss": h["loss"]} for h in trainer.state.log_history if "loss" in h]
     scorer = PreferenceModel(trainer.model, tokenizer)
-    about, held_rows, measured = _examine(scorer, kept, held)
+    about, held_rows, measured = _examine(scorer, kept, held, s.seed)
     adapters = [adapter] if isinstance(adapter, (str, Path)) else adapter or []
     about |= {"base": str(model_name), "adapters": [os.path.relpath(a, out) for a in adapters],
               "lora": bool(s.lora_rank), "model": ident}
@@ -270,13 +272,27 @@ def _start_from_probe(scorer, rows, records, seed):
     w = soft_probe(d, [r["label"] for r in rows], groups, seed=seed)
     with torch.no_grad(): scorer.model.score.weight.copy_(torch.tensor(w)[None])
 
-def _examine(scorer, records, held):
-    "Mean and standard deviation of all scores, and probabilities and metrics of the held-out records"
-    s = scorer.logits([[*r["prompt"], *r[k]] for k in ("chosen", "rejected") for r in records]).reshape(2, -1)
-    p = 1/(1 + np.exp(s[1] - s[0]))
-    rows = [{"id": records[i].get("id"), "p": float(p[i]), "label": float(records[i].get("label", 1.0))} for i in held]
+def _examine(scorer, records, held, seed, most: int = 96):
+    "Mean and standard deviation of the policy's own answers, and probabilities and metrics of the held-out records"
+    own = [i for i, r in enumerate(records) if r.get("method") != "written"] or list(range(len(records)))
+    drawn = np.random.default_rng(seed).permutation(own)[:most].tolist()  # enough for two numbers
+    both = list(dict.fromkeys([*held, *drawn]))
+    s = scorer.logits([[*records[i]["prompt"], *records[i][k]] for k in ("chosen", "rejected") for i in both]).reshape(2, -1)
+    p, usual = dict(zip(both, 1/(1 + np.exp(s[1] - s[0])))), s[:, [both.index(i) for i in drawn]]
+    rows = [{"id": records[i].get("id"), "p": float(p[i]), "label": float(records[i].get("label", 1.0)),
+             "kind": records[i].get("kind", ""), "principles": records[i].get("principles", [])} for i in held]
     measured = preference_metrics([r["p"] for r in rows], [r["label"] for r in rows]) if rows else {}
-    return {"mean": float(s.mean()), "std": float(s.std() or 1.0)}, rows, measured
+    parts = {kind: metrics_by(rows, lambda r, k=kind: [r[k]] if isinstance(r[k], str) else r[k]) for kind in ("kind", "principles")}
+    return {"mean": float(usual.mean()), "std": float(usual.std() or 1.0)}, rows, {**measured, **{f"by_{k}": v for k, v in parts.items()}}
+
+def metrics_by(rows, groups,      # a function: the groups that a row with `p` and `label` belongs to
+               least: int = 5) -> dict:  # smaller groups say nothing
+    "{group: preference_metrics} of rows, for every group that is large enough"
+    found = {}
+    for r in rows:
+        for g in groups(r): found.setdefault(g, []).append(r)
+    return {g: preference_metrics([r["p"] for r in some], [r["label"] for r in some])
+            for g, some in sorted(found.items()) if g and len(some) >= least}
 
 # %% ../nbs/07_preference.ipynb #1ba1f310
 from fastcore.basics import patch
@@ -305,6 +321,19 @@ def load(cls: PreferenceModel, path, dtype=None, device=None):
     model.to(load_dtype(dtype, model))
     model.score.float()
     return cls(model, tokenizer, about["mean"], about["std"], about["model"] + "+preference")
+
+@patch
+def export(self: PreferenceModel, folder):
+    "A folder that plain `AutoModelForSequenceClassification.from_pretrained` loads: adapter merged, normalisation in the head"
+    import transformers
+    model = copy.deepcopy(self.model).float()
+    model.config.architectures = [type(model).__name__]
+    head = nn.Linear(model.config.hidden_size, 1, bias=False)
+    head.weight.data = model.score.weight.data.float()/self.std  # the mean is the same for all: it has no place in a head without bias
+    model.score = head
+    model.config.preference = {"mean": self.mean, "std": self.std, "id": self.id, "made_with": transformers.__version__}
+    model.save_pretrained(folder); self.tokenizer.save_pretrained(folder)
+    return folder
 
 def load_dtype(dtype, model):
     "The dtype asked for, by name or itself, else what the machine does best"

@@ -11,7 +11,9 @@ from tiny import tiny_folder
 from cai_nb.constitution import Constitution, Exemplar, JudgedPair, Principle
 from cai_nb.dialogue import CaiError, user
 from cai_nb.feedback import (
-    ANSWER, accuracy, as_pairs, comparison_question, comparison_record, fit_temperature, judge_pairs,
+    ANSWER, REASON, accuracy, as_pairs, chain_of_thought, comparison_question, comparison_record, cut_reasoning,
+    ensemble, fit_temperature, judge_pairs, label_all, load_comparisons, over_principles, pick_shots, pointwise,
+    pointwise_scores, shot_messages, written_comparisons,
     label_accuracy, likelihood_contrast, multiple_choice, position_bias, sample_pairs, soften, wilson,
 )
 from cai_nb.judge import Judge, Judges, fit_antisymmetric, kind_of
@@ -257,10 +259,129 @@ def test_bundled_pairs_come_in_either_order():
     assert all(p["responses"][p["better"]] == by_id[p["id"]]["better"] for p in pairs)
 
 
+def test_shots_come_from_training_pairs_and_never_show_the_pair_itself():
+    held = {j["id"] for j in judge_pairs(CONSTITUTION, "heldout")}
+    for pick in ("random", "similar"):
+        for pair in as_pairs(judge_pairs(CONSTITUTION))[:6]:
+            shots = pick_shots(pair, CONSTITUTION, 5, pick)
+            assert len(shots) == 5 and not held & {j.id for _, j in shots}
+            assert all(j.messages != pair["prompt"] for _, j in shots)
+    near = pick_shots({"prompt": [user("So what about kite 10?")]}, CONSTITUTION, 1, "similar")
+    assert near[0][1].prompt == "What about kite 10?"
+    letters = [m["content"][-2] for m in shot_messages(shots)[1::2]]
+    assert letters == list("ABABA")
+    for (_, j), asked, letter in zip(shots, shot_messages(shots)[::2], letters):
+        assert f"({letter}) {j.better}" in asked["content"]
+
+
+class Thinker(Scripted):
+    "Reasons by script, then always says A; keeps what it was asked"
+
+    def sample(self, prompts, keys, prefix="", **_):
+        assert prefix.startswith(REASON)
+        return [Completion(self.answers[k], 5, not self.answers[k].endswith("…")) for k in keys]
+
+    def choose(self, prompts, options, prefix, **_):
+        self.prefixes = list(prefix)
+        return super().choose(prompts, options, ANSWER)
+
+
+def test_chain_of_thought_is_kept_clamped_and_counted():
+    thoughts = {"q0/0": "It is kind. The answer is: (B)", "q0/1": "It goes on and on…", "q1/0": "Short.", "q1/1": "Also."}
+    model = Thinker(thoughts)
+    clamped = chain_of_thought(model, PAIRS[:2], CONSTITUTION, shots=0)
+    assert [r["reached"] for r in clamped] == [[True, False], [True, True]]
+    assert clamped[0]["reasoning"][0] == "It is kind." and model.prefixes[0] == f"{REASON} It is kind.\n\n{ANSWER}"
+    assert all(0.4 <= r["label"] <= 0.6 and r["clamp"] == [0.4, 0.6] for r in clamped)
+    one = [chain_of_thought(model, PAIRS[:2], CONSTITUTION, shots=0, both_orders=False, clamp=c)[0]["label"] for c in ((.4, .6), None)]
+    assert one[0] == 0.6 < one[1]
+    assert cut_reasoning("", True) == ("", True)
+
+
+def test_chain_of_thought_asks_after_the_models_own_reasons(model):
+    records = chain_of_thought(model, PAIRS[:2], CONSTITUTION, shots=1, max_tokens=6)
+    again = chain_of_thought(model, PAIRS[1::-1], CONSTITUTION, shots=1, max_tokens=6)[::-1]
+    for a, b in zip(records, again):  # the same whatever the order of the pairs
+        assert a["reasoning"] == b["reasoning"] and a["p_first"] == pytest.approx(b["p_first"], abs=1e-5)
+        assert len(a["reasoning"]) == len(a["reached"]) == 2
+
+
+def test_an_ensemble_keeps_what_its_members_said():
+    members = [[comparison_record(p, q, "x", principles=[name], constitution="c", model="m") for p in PAIRS]
+               for q, name in ((0.9, "calm"), (0.5, "kind"), (0.1, "calm"))]
+    r = ensemble(PAIRS, members, weights=[2, 1, 1])[0]
+    assert r["p_first"] == pytest.approx(0.6) and r["principles"] == ["calm", "kind"]
+    assert r["disagreement"] == pytest.approx(np.sqrt((2 * 0.3**2 + 0.1**2 + 0.5**2) / 4))
+    assert [m["p_first"] for m in r["members"]] == [0.9, 0.5, 0.1]
+    with pytest.raises(CaiError, match="not every member has labelled q5"):
+        ensemble(PAIRS, [members[0], members[1][:-1]])
+    asked = []
+    def label(pairs, constitution):
+        asked.append([p["principle"] for p in pairs])
+        return [comparison_record(p, 0.7, "x", principles=[p["principle"]], constitution="c", model="m") for p in pairs]
+    both = over_principles(label, PAIRS, CONSTITUTION, 5)  # there are two
+    assert len(asked) == 2 and all({a, b} == {"calm", "kind"} for a, b in zip(*asked))
+    assert all(r["disagreement"] == pytest.approx(0) for r in both)
+
+
+def test_pointwise_scores_belong_to_the_response(model):
+    records = pointwise(model, PAIRS, CONSTITUTION, scale=2.0, words=("A", "B"))
+    for pair, r in zip(PAIRS, records):
+        principle = [CONSTITUTION[r["principles"][0]]]
+        own = [pointwise_scores(model, [pair["prompt"]], [t], principle, words=("A", "B"))[0] for t in pair["responses"]]
+        assert r["scores"] == pytest.approx(own, abs=1e-4)
+        assert r["p_first"] == pytest.approx(1 / (1 + np.exp(-2 * (own[0] - own[1]))), abs=1e-5)
+
+
+def test_no_pair_is_labelled_twice_and_a_stop_loses_a_block_at_most(tmp_path):
+    asked = []
+
+    def label(pairs):
+        if len(asked) >= 2:
+            raise KeyboardInterrupt
+        asked.append([p["id"] for p in pairs])
+        return [comparison_record(p, 0.7, "x") for p in pairs]
+
+    with pytest.raises(KeyboardInterrupt):
+        label_all(label, PAIRS, Records(tmp_path / "r.jsonl"), block=2)
+    first, asked = asked, []
+    records = label_all(label, PAIRS, Records(tmp_path / "r.jsonl"), block=2)
+    assert first == [["q0", "q1"], ["q2", "q3"]] and asked == [["q4", "q5"]]
+    assert [r["id"] for r in records] == [p["id"] for p in PAIRS]
+    with pytest.raises(CaiError, match="same id"):
+        label_all(label, PAIRS + PAIRS[:1], Records(tmp_path / "s.jsonl"))
+
+
+def test_public_comparisons_are_read_in_both_formats(tmp_path):
+    import gzip
+
+    talk = "\n\nHuman: Hi?\n\nAssistant: {}"
+    rows = [{"chosen": talk.format("Hello!"), "rejected": talk.format("What.")},
+            {"text_correct": talk.format("Yes."), "text_incorrect": talk.format("No.")},
+            {"chosen": talk.format("Same."), "rejected": talk.format("same.")},
+            {"chosen": talk.format("A") + talk.format("B"), "rejected": talk.format("C") + talk.format("B")}]
+    for name, opener in (("people.jsonl", open), ("people.jsonl.gz", gzip.open)):
+        with opener(tmp_path / name, "wt", encoding="utf-8") as f:
+            f.write("".join(json.dumps(r) + "\n" for r in rows))
+        with pytest.warns(UserWarning, match="2 of 4 left out"):
+            found = load_comparisons(tmp_path / name)
+        assert [(j["better"], j["worse"]) for j in found] == [("Hello!", "What."), ("Yes.", "No.")]
+    with pytest.warns(UserWarning):
+        mixed = written_comparisons(str(tmp_path / "people.jsonl"), label=0.8, limit=1)
+    assert [(r["label"], r["chosen"][0]["content"]) for r in mixed] == [(0.8, "Hello!")]
+    for text, words in (("{}\n", "line 1: no comparison"), ("[\n", "no JSON lines"), ("", "no comparison of two answers")):
+        (tmp_path / "bad.jsonl").write_text(text)
+        with pytest.raises(CaiError, match=words):
+            load_comparisons(tmp_path / "bad.jsonl")
+    with pytest.raises(CaiError, match="cannot be read"):
+        load_comparisons(tmp_path / "none.jsonl")
+
+
 def test_records_are_json(judge, model):
     keys = {"id", "kind", "category", "prompt", "chosen", "rejected", "label", "method", "principles", "constitution",
             "model"}
-    for r in [*judge.label(PAIRS, CONSTITUTION), *multiple_choice(model, PAIRS, CONSTITUTION),
+    for r in [*judge.label(PAIRS, CONSTITUTION), *multiple_choice(model, PAIRS, CONSTITUTION, shots=2),
+              *chain_of_thought(model, PAIRS, CONSTITUTION, max_tokens=4), *pointwise(model, PAIRS, CONSTITUTION, words=("A", "B")),
               *likelihood_contrast(model, PAIRS, CONSTITUTION)]:
         assert json.loads(json.dumps(r, allow_nan=False)) == r
         assert keys <= set(r)

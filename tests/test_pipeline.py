@@ -19,6 +19,7 @@ from tiny import tiny_folder
 
 from cai_nb import pipeline as pl
 from cai_nb.dialogue import CaiError
+from cai_nb.feedback import judge_pairs, written_comparisons
 from cai_nb.prompts import Records, load_prompts
 from cai_nb.recipe import (
     Recipe,
@@ -524,6 +525,7 @@ SETS = [
     "revision.max_tokens=12",
     "revision.critique_tokens=8", "sft.helpful_tokens=12", "sft.max_length=1024", "feedback.max_tokens=10",
     "feedback.exemplars=8", "feedback.check=2", "preference.max_length=1024", "preference.heldout=0.4",
+    "preference.mix=helpfulness",
     "ppo.max_tokens=8",
     "evaluation.n_redteam=2", "evaluation.n_helpful=2", "evaluation.n_overrefusal=2", "evaluation.max_tokens=10",
     "evaluation.draws=100",
@@ -571,18 +573,25 @@ def test_harmless_prompts_that_look_harmful_are_trained_on_like_helpful_ones(hal
         assert row["constitution"] == marks["harmless" if row["kind"] == "redteam" else "helpful"]
 
 
-def test_the_usual_score_of_a_prompt_is_the_mean_over_its_comparisons(half, tmp_path):
-    from cai_nb.preference import PreferenceModel
+def test_revisions_are_compared_with_first_responses_once_and_in_either_order():
+    records = list(fake_run.revisions(12))
+    pairs = pl.revised_pairs(records)
+    said = {r["id"]: (r["steps"][0]["text"], r["completion"][-1]["content"]) for r in records if not r["flags"]}
+    assert 0 < len(pairs) <= len(said)
+    assert all(sorted(p["responses"]) == sorted(said[p["id"].removesuffix("-revised")]) for p in pairs)
+    assert {p["responses"][0] == said[p["id"].removesuffix("-revised")][0] for p in pairs} == {True, False}
+    flagged = [{**r, "flags": ["copied"]} for r in records]
+    same = [{**r, "completion": [{"role": "assistant", "content": r["steps"][0]["text"]}]} for r in records]
+    assert pl.revised_pairs(flagged) == pl.revised_pairs(same) == []
 
+
+def test_pairs_that_people_judged_are_mixed_in(half):
     run = pl.Run(half[1], half[0], note=quiet)
-    scorer = PreferenceModel.load(run.path("preference") / "model")
-    usual = pl.usual_scores(run, scorer, tmp_path)
-    pairs = list(Records(run.path("feedback") / "pairs.jsonl"))
-    assert set(usual) == {p["id"].rpartition("-")[0] for p in pairs}
-    pair = pairs[0]  # one pair to a prompt at smoke size
-    scores = scorer.score([[*pair["prompt"], {"role": "assistant", "content": t}] for t in pair["responses"]])
-    assert usual[pair["id"].rpartition("-")[0]] == pytest.approx(sum(scores) / 2, abs=1e-2)
-    assert pl.usual_scores(run, None, tmp_path) == usual  # kept: an interrupted PPO goes on with the same numbers
+    counts = run.done("preference")["counts"]
+    assert half[0].preference.mix == ("helpfulness",) and counts["by_people"] > 30
+    assert counts["by_ai"] == len(Records(run.path("feedback") / "records.jsonl"))
+    heldout = {j["id"] for j in judge_pairs("helpfulness", "heldout")}
+    assert heldout and not heldout & {r["id"] for r in written_comparisons("helpfulness")}
 
 
 def test_the_bundled_critic_learnt_from_the_bundled_exemplars():

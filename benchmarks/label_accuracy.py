@@ -1,0 +1,156 @@
+"""How often each way of labelling is right, on comparisons whose better half is known.
+
+    python benchmarks/label_accuracy.py                                        the bundled held-out pairs
+    python benchmarks/label_accuracy.py --comparisons FILE                     the paper's comparisons, or hh-rlhf
+    python benchmarks/label_accuracy.py --comparisons FILE --exemplars FILE    a judge learns from exemplars of that kind too
+
+Where --exemplars is the file of --comparisons, the judge is cross-validated: five parts, no prompt in two of them.
+Accuracy counts p = 0.5 as half right; the interval is Wilson's, 95 %.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+from bench import arguments, show, write
+
+from cai_nb.constitution import Ensemble
+from cai_nb.dialogue import CaiError, assistant
+from cai_nb.feedback import (
+    accuracy,
+    as_pairs,
+    chain_of_thought,
+    fit_temperature,
+    judge_pairs,
+    label_accuracy,
+    likelihood_contrast,
+    load_comparisons,
+    multiple_choice,
+    over_principles,
+    pointwise,
+)
+from cai_nb.judge import LAYERS, Judge, Judges
+from cai_nb.model import LanguageModel
+
+NAMES = ["harmlessness", "helpfulness", "anti-overreaction"]
+SIZES = (25, 50, 100, 200, 400, 800)
+
+
+def asked(lm, pairs, both, few, names):
+    "{method: comparison records} of the ways that learn nothing"
+    def scaled(way, **settings):
+        "The same with its scale fitted on training pairs of the constitution"
+        known = as_pairs(judge_pairs(both, "train", exemplars=False))[:60]
+        first = way(lm, known, both, **settings)
+        odds = [np.log(r["p_first"] / (1 - r["p_first"])) * (1 if p["better"] == 0 else -1) for r, p in zip(first, known)]
+        return way(lm, pairs, both, scale=max(fit_temperature(odds), 1e-3), **settings)
+
+    some = pairs[:few]
+    ways = {
+        "multiple choice, one order": lambda: multiple_choice(lm, pairs, both, both_orders=False),
+        "multiple choice": lambda: multiple_choice(lm, pairs, both),
+        **{f"multiple choice, {n} examples, {pick}": (lambda n=n, pick=pick: multiple_choice(lm, some, both, shots=n, pick=pick))
+           for n in (1, 2, 4, 8) for pick in ("random", "similar")},
+        "chain of thought, unclamped": lambda: chain_of_thought(lm, some, both, clamp=None),
+        "chain of thought, clamped": lambda: chain_of_thought(lm, some, both),
+        "likelihood contrast, per token": lambda: scaled(likelihood_contrast),
+        "likelihood contrast, summed": lambda: scaled(likelihood_contrast, per_token=False),
+        "pointwise": lambda: scaled(pointwise),
+        **{f"ensemble of {n} principles": (lambda n=n: over_principles(lambda p, c: multiple_choice(lm, p, c), some, both, n))
+           for n in (2, 4, 8)},
+    }  # fmt: skip
+    for name, way in ways.items():
+        if any(word in name for word in names):
+            yield name, way()
+
+
+def folds(groups, seed, k=5):
+    "(train, test) row numbers, no group in both"
+    from sklearn.model_selection import GroupKFold
+
+    return GroupKFold(k, shuffle=True, random_state=seed).split(groups, groups=groups)
+
+
+def learnt(lm, target, source, same, layers=LAYERS):
+    "Rows of a judge that learnt from n of `source`, tested on `target` (on what is left over, where both are the same)"
+    def read(items):
+        talks = [[*j["prompt"], assistant(j[k])] for j in items for k in ("better", "worse")]
+        return lm.features(talks, layers=layers, desc="reading").reshape(len(items), 2, -1)
+
+    x = read(source)
+    y = x if same else read(target)
+    groups = np.unique([json.dumps(j["prompt"]) for j in source], return_inverse=True)[1]
+
+    def test(learn, on):
+        judge = Judge.from_features(lm, x[learn], [source[k] for k in learn], layers)
+        return judge.prob_of(y[on, 0] - y[on, 1])
+
+    draws = 5 if len(source) < 400 else 3
+    for n in [*(s for s in SIZES if s < len(source) * (0.8 if same else 1)), None]:
+        found = []
+        for seed in range(draws):
+            order = np.random.default_rng(seed).permutation(len(source))
+            if same and n is None:
+                p = np.zeros(len(source))
+                for learn, on in folds(groups, seed):
+                    p[on] = test(learn, on)
+            elif same:
+                learn = order[:n]
+                on = np.flatnonzero(~np.isin(groups, groups[learn]))
+                p = test(learn, on)
+            else:
+                p = test(order[:n], np.arange(len(target)))
+            found.append(accuracy(p))
+            if n is None and not same:
+                break
+        mean = {k: float(np.mean([f[k] for f in found])) for k in ("accuracy", "low", "high", "calibration_error")}
+        size = "five-fold, 4/5" if same and n is None else n or len(source)
+        yield {"method": f"judge, {size} exemplars of this kind", **mean, "n": found[0]["n"], "draws": len(found)}
+
+
+def main():
+    args = arguments(
+        __doc__,
+        comparisons={"metavar": "FILE", "help": "default: the bundled held-out pairs"},
+        exemplars={"metavar": "FILE", "help": "comparisons that a judge learns from, in the same formats"},
+        model={"default": "default", "help": "the feedback model: default, a folder or a hub id"},
+        methods={"nargs": "*", "default": ["multiple", "chain", "contrast", "pointwise", "ensemble", "judge"],
+                 "help": "words of the methods to run; 'judge' for the learnt ones"},
+        few={"type": int, "default": 80, "help": "pairs for the slow methods (examples, chain of thought, ensembles)"},
+        limit={"type": int, "help": "pairs for all the others; default: all"},
+    )  # fmt: skip
+    lm, both = LanguageModel.load(args.model), Ensemble([(n, 1) for n in NAMES])
+    judged = load_comparisons(args.comparisons) if args.comparisons else judge_pairs(both, "heldout", exemplars=False)
+    pairs = as_pairs(judged[: args.limit])
+    pairs = [p | {"principle": p["principle"] or None} for p in pairs]
+    rows = []
+
+    def add(row):
+        rows.append({k: row[k] for k in ("method", "accuracy", "low", "high", "n", "calibration_error")})
+        show(rows[-1:])
+
+    for name, records in asked(lm, pairs, both, args.few, args.methods):
+        add({"method": name, **label_accuracy(records, pairs)})
+    if "judge" in args.methods:
+        judges = Judges.fit(lm, judge_pairs(NAMES, "train"))
+        add({"method": "two judges, bundled exemplars", **label_accuracy(judges.label(pairs, both), pairs)})
+        own = [p for p in pairs if p["source"] == "default-model"]
+        if own:
+            add({"method": "two judges, bundled exemplars (both answers the model's own)",
+                 **label_accuracy(judges.label(own, both), own)})
+        if args.exemplars:
+            same = args.comparisons and Path(args.exemplars).resolve() == Path(args.comparisons).resolve()
+            source = judged if same else load_comparisons(args.exemplars)
+            for row in learnt(lm, judged, source, same):
+                add(row)
+    print()
+    show(rows)
+    write(args.json, rows=rows, comparisons=Path(args.comparisons).name if args.comparisons else "bundled", model=lm.id)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except CaiError as e:
+        sys.exit(f"label_accuracy: {e}")

@@ -1,0 +1,57 @@
+"""Labels a second, with four worked examples before each question, against a plain transformers loop.
+
+    python benchmarks/label_speed.py [--pairs 48] [--json OUT]
+
+The plain loop reads one whole prompt after the other, in input order, and computes logits at every position. Ours reads
+what all prompts begin with once, sorts by length, works in batches and computes logits at the last position only. Both ask
+in both orders, in one run on one machine; the labels are compared in float32.
+"""
+
+import time
+
+import numpy as np
+import torch
+from bench import arguments, machine, show, write
+
+from cai_nb.constitution import Ensemble
+from cai_nb.feedback import ANSWER, as_pairs, judge_pairs, multiple_choice, pick_shots, principle_for, questions, shot_messages
+from cai_nb.model import LanguageModel
+
+SHOTS = 4
+
+
+@torch.inference_mode()
+def plain(lm, talks):
+    "P(first is better) of each pair: one forward pass a prompt"
+    a, b = lm.option_ids(("A", "B"), ANSWER)
+    p_a = []
+    for order in talks:
+        logits = [lm.model(torch.tensor(lm.encode([t], ANSWER), device=lm.device)).logits[0, -1].float() for t in order]
+        p_a.append([torch.sigmoid(x[a] - x[b]).item() for x in logits])
+    return np.mean([p_a[0], 1 - np.array(p_a[1])], axis=0)
+
+
+def main():
+    args = arguments(__doc__, pairs={"type": int, "default": 48, "help": "how many pairs"}, model={"default": "default"})
+    both = Ensemble([(n, 1) for n in ("harmlessness", "helpfulness", "anti-overreaction")])
+    pairs, rows = as_pairs(judge_pairs(both, "heldout", exemplars=False))[: args.pairs], []
+    for dtype in ("float32", "auto"):
+        lm = LanguageModel.load(args.model, dtype=None if dtype == "auto" else dtype)
+        chosen = [principle_for(p, both) for p in pairs]
+        talks = questions(pairs, chosen, [shot_messages(pick_shots(p, both, SHOTS)) for p in pairs])
+        tokens = [len(ids) for ids in lm.encode([t for order in talks for t in order], ANSWER)]
+        multiple_choice(lm, pairs[:2], both, shots=SHOTS)  # warm up
+        start = time.perf_counter()
+        ours = [r["p_first"] for r in multiple_choice(lm, pairs, both, shots=SHOTS)]
+        mine, start = time.perf_counter() - start, time.perf_counter()
+        theirs = plain(lm, talks)
+        rows.append({"dtype": str(lm.model.dtype).removeprefix("torch."), "plain, labels/s": len(pairs) / (time.perf_counter() - start),
+                     "ours, labels/s": len(pairs) / mine, "ratio": (time.perf_counter() - start) / mine,
+                     "largest difference": f"{np.abs(np.array(ours) - theirs).max():.1e}", "tokens a prompt": int(np.mean(tokens))})
+    print(machine())
+    show(rows)
+    write(args.json, rows=rows, pairs=len(pairs), shots=SHOTS)
+
+
+if __name__ == "__main__":
+    main()
