@@ -30,10 +30,11 @@ from cai_nb.feedback import (
     over_principles,
     pointwise,
 )
-from cai_nb.judge import LAYERS, Judge, Judges
+from cai_nb.judge import LAYERS, Judge, Judges, kind_of
 from cai_nb.model import LanguageModel
 
-NAMES = ["harmlessness", "helpfulness", "anti-overreaction"]
+KINDS = {"harmful": ["harmlessness"], "harmless": ["helpfulness", "anti-overreaction"]}
+NAMES = [name for names in KINDS.values() for name in names]
 SIZES = (25, 50, 100, 200, 400, 800)
 
 
@@ -47,6 +48,16 @@ def asked(lm, pairs, both, few, names):
         return way(lm, pairs, both, scale=max(fit_temperature(odds), 1e-3), **settings)
 
     some = pairs[:few]
+
+    def averaged(n):
+        "Multiple choice averaged over n principles, drawn from the constitution that belongs to the kind of prompt"
+        out = []
+        for kind, names in KINDS.items():
+            mine = [p for p in some if kind_of(p) == kind]
+            c = Ensemble([(name, 1) for name in names])
+            out += over_principles(lambda p, c: multiple_choice(lm, p, c), mine, c, n) if mine else []
+        return out
+
     ways = {
         "multiple choice, one order": lambda: multiple_choice(lm, pairs, both, both_orders=False),
         "multiple choice": lambda: multiple_choice(lm, pairs, both),
@@ -57,8 +68,7 @@ def asked(lm, pairs, both, few, names):
         "likelihood contrast, per token": lambda: scaled(likelihood_contrast),
         "likelihood contrast, summed": lambda: scaled(likelihood_contrast, per_token=False),
         "pointwise": lambda: scaled(pointwise),
-        **{f"ensemble of {n} principles": (lambda n=n: over_principles(lambda p, c: multiple_choice(lm, p, c), some, both, n))
-           for n in (2, 4, 8)},
+        **{f"ensemble of {n} principles": (lambda n=n: averaged(n)) for n in (1, 2, 4, 8)},
     }  # fmt: skip
     for name, way in ways.items():
         if any(word in name for word in names):
@@ -133,7 +143,8 @@ def main():
     for name, records in asked(lm, pairs, both, args.few, args.methods):
         add({"method": name, **label_accuracy(records, pairs)})
     if "judge" in args.methods:
-        judges = Judges.fit(lm, judge_pairs(NAMES, "train"))
+        judges, one = (way.fit(lm, judge_pairs(NAMES, "train")) for way in (Judges, Judge))
+        add({"method": "one judge, bundled exemplars", **label_accuracy(one.label(pairs, both), pairs)})
         add({"method": "two judges, bundled exemplars", **label_accuracy(judges.label(pairs, both), pairs)})
         own = [p for p in pairs if p["source"] == "default-model"]
         if own:

@@ -11,7 +11,7 @@ __all__ = ['ANSWER', 'REASON', 'FeedbackError', 'as_messages', 'same_text', 'sam
            'ensemble', 'over_principles', 'label_all', 'label_html', 'label_explorer']
 
 # %% ../nbs/06_feedback.ipynb #aafd3931
-import gzip, json, math, warnings
+import gzip, json, math, re, warnings
 from pathlib import Path
 import numpy as np
 from .constitution import Constitution, rng, similarity
@@ -118,7 +118,7 @@ def comparison_record(pair,      # pair record
     first, second = pair["responses"] if q >= 0.5 else pair["responses"][::-1]
     return {"id": pair["id"], "kind": pair.get("kind", ""), "category": pair.get("category", ""),
             "prompt": as_messages(pair["prompt"]), "chosen": [assistant(first)], "rejected": [assistant(second)],
-            "label": max(q, 1 - q), "method": method, "p_first": p,
+            "label": max(q, 1 - q), "method": method, "p_first": p, "source": pair.get("source", ""),
             "clamp": list(clamp) if clamp and label == "soft" else None, **trail}
 
 # %% ../nbs/06_feedback.ipynb #ea6343c0
@@ -224,31 +224,34 @@ def label_accuracy(records, pairs) -> dict:
     return accuracy([r["p_first"] for r in records], [truth[r["id"]] == 0 for r in records])
 
 # %% ../nbs/06_feedback.ipynb #44fc5822
-def rows_to_comparisons(rows, name) -> list:
+def rows_to_comparisons(rows, name,
+                        kind: str | None = None) -> list:  # "harmful" | "harmless": what the prompts ask for; None: by the name
     "Judged pairs, like `judge_pairs`, from rows of the paper's comparisons or of hh-rlhf; what is no pair is counted in a warning"
-    rows, out = list(rows), []
+    rows, out, place = list(rows), [], "-".join(Path(str(name).removeprefix("hub:")).parts[-2:])
+    kind = kind or ("harmless" if "helpful" in place and "harmless" not in place else "harmful")
     for n, row in enumerate(rows, 1):
         keys = ("chosen", "rejected") if "chosen" in row else ("text_correct", "text_incorrect")
+        if not isinstance(row, dict) or not all(k in row for k in keys):
+            raise FeedbackError(f"{name}, line {n}: no comparison; a line needs chosen and rejected, or text_correct and "
+                                "text_incorrect, as dialogues.")
         try: better, worse = (from_paper(row[k]) for k in keys)
-        except (KeyError, CaiError) as e:
-            raise FeedbackError(f"{name}, line {n}: no comparison ({type(e).__name__}: {e}); a line needs chosen and rejected, or "
-                                "text_correct and text_incorrect, as dialogues.") from None
+        except CaiError: continue  # not a dialogue of alternating turns: counted below
         ends = better[-1]["role"] == worse[-1]["role"] == "assistant"
         if ends and better[:-1] == worse[:-1] and not same_text(better[-1]["content"], worse[-1]["content"]):
-            out.append({"id": f"{Path(name).name.split('.')[0]}-{n}", "prompt": better[:-1], "better": better[-1]["content"],
+            out.append({"id": f"{place.split('.')[0]}-{n}", "prompt": better[:-1], "better": better[-1]["content"],
                         "worse": worse[-1]["content"], "category": "", "source": "people", "principle": "", "judged": True,
-                        "kind": "harmless" if "help" in str(name) else "harmful"})
+                        "kind": kind})
     if not out: raise FeedbackError(f"{name} holds no comparison of two answers.")
     if len(out) < len(rows):
         warnings.warn(f"{name}: {len(rows) - len(out)} of {len(rows)} left out: not two answers to one dialogue", stacklevel=2)
     return out
 
-def load_comparisons(path) -> list:
+def load_comparisons(path, kind: str | None = None) -> list:
     "The same from a file (`.jsonl`, `.jsonl.gz`) or from the hub (`hub:ORG/NAME[/FOLDER][:SPLIT]`)"
-    if str(path).startswith("hub:"): return rows_to_comparisons(hub_rows(str(path)), str(path))
+    if str(path).startswith("hub:"): return rows_to_comparisons(hub_rows(str(path)), str(path), kind)
     try:
         with (gzip.open if str(path).endswith(".gz") else open)(path, "rt", encoding="utf-8") as f:
-            return rows_to_comparisons([json.loads(line) for line in f if line.strip()], str(path))
+            return rows_to_comparisons([json.loads(line) for line in f if line.strip()], str(path), kind)
     except OSError as e: raise FeedbackError(f"{path} cannot be read ({e.strerror or e}); name a .jsonl or .jsonl.gz file.") from None
     except ValueError as e: raise FeedbackError(f"{path} is no JSON lines ({e}); write an object on each line.") from None
 
@@ -312,7 +315,8 @@ def pick_shots(pair, constitution,
     "[(principle, judged pair)] of the training split, to be shown before the question about `pair`"
     if pick not in ("random", "similar"): raise FeedbackError(f"pick={pick!r}: write 'random' or 'similar'.")
     asked = as_messages(pair["prompt"])
-    pool = [(p, j) for p, j in constitution.pairs("train") if p.comparison and j.messages != asked]
+    pool = [(p, j) for p, j in constitution.pairs("train")
+            if p.comparison and j.messages != asked and j.second in ("", "same")]
     def rank(item):
         near = similarity(asked[-1]["content"], item[1].messages[-1]["content"]) if pick == "similar" else 0
         return -near, rng("shot", item[1].id, seed=seed).random()
@@ -332,7 +336,7 @@ REASON = "Let's think step by step:"  # what the assistant is made to say before
 # %% ../nbs/06_feedback.ipynb #c1f07f87
 def cut_reasoning(text: str, finished: bool) -> tuple:
     "(the reasoning alone, whether it came to an answer or to an end by itself)"
-    said, answered, _ = text.partition("The answer is")
+    said, *answered = re.split(r"The answer is:? *\(", text, maxsplit=1)
     return said.strip(), bool(answered) or finished
 
 def chain_of_thought(model, pairs, constitution, seed: int = 0, both_orders: bool = True,
@@ -347,7 +351,7 @@ def chain_of_thought(model, pairs, constitution, seed: int = 0, both_orders: boo
     before = [shot_messages(pick_shots(p, constitution, shots, pick, seed), reasons=True) for p in pairs]
     talks = questions(pairs, chosen, before, both_orders)
     keys = [f"{p['id']}/{order}" for order in range(len(talks)) for p in pairs]
-    said = model.sample([t for order in talks for t in order], prefix=f"{REASON} ", keys=keys, seed=seed, desc="reasoning",
+    said = model.sample([t for order in talks for t in order], prefix=REASON, keys=keys, seed=seed, desc="reasoning",
                         max_tokens=max_tokens, temperature=temperature, batch_size=batch_size)
     thought = [cut_reasoning(s.text, s.finished) for s in said]
     p, logp = ask_letters(model, talks, [f"{REASON} {t}\n\n{ANSWER}" for t, _ in thought], batch_size)
@@ -406,9 +410,16 @@ def over_principles(label, pairs, constitution,
                     n: int,           # principles asked about each pair, drawn without repetition
                     seed: int = 0, **settings) -> list:
     "Comparison records by one labeller, `label(pairs, constitution)`, averaged over several principles for each pair"
-    able = [c.id for c in constitution if c.comparison]
-    drawn = {p["id"]: rng("principles", p["id"], seed=seed).sample(able, min(n, len(able))) for p in pairs}
-    members = [label([{**p, "principle": drawn[p["id"]][k]} for p in pairs], constitution) for k in range(min(n, len(able)))]
+    n = min(n, sum(bool(c.comparison) for c in constitution))
+    def draw(pair):
+        "n principles as the constitution draws them, members' weights included, each once"
+        found, k = [], 0
+        while len(found) < n:
+            one = constitution.draw(f"{pair['id']}/{k}", seed=seed, use="comparison").id
+            found, k = (found if one in found else [*found, one]), k + 1
+        return found
+    drawn = {p["id"]: draw(p) for p in pairs}
+    members = [label([{**p, "principle": drawn[p["id"]][k]} for p in pairs], constitution) for k in range(n)]
     return ensemble(pairs, members, **settings)
 
 # %% ../nbs/06_feedback.ipynb #b13b78db

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['WHEEL', 'WHEEL_SHA256', 'GGUF_SHA256', 'HUB_TWIN', 'LINEAR', 'ModelError', 'cache_dir', 'file_sha256', 'check_sha256',
            'default_model', 'best_device', 'best_dtype', 'FromUniform', 'token_at', 'row_uniforms', 'row_seed',
-           'quiet_loading', 'Completion', 'Score', 'load_pretrained', 'sorted_batches', 'for_batches', 'LanguageModel',
-           'shared_beginnings', 'token_logprobs', 'lora_config', 'trainer_defaults']
+           'quiet_loading', 'Completion', 'Score', 'load_pretrained', 'give_back', 'sorted_batches', 'for_batches',
+           'LanguageModel', 'shared_beginnings', 'token_logprobs', 'lora_config', 'trainer_defaults']
 
 # %% ../nbs/02_model.ipynb #7227133b
-import copy, hashlib, json, os, shutil, subprocess, sys, tempfile, zipfile
+import copy, ctypes, hashlib, json, os, shutil, subprocess, sys, tempfile, zipfile
 from dataclasses import dataclass
 from pathlib import Path
 import numpy as np
@@ -131,7 +131,8 @@ class FromUniform:
         self.uniforms, self.start, self.temperature = torch.as_tensor(uniforms, dtype=torch.float64), start, temperature
     def __call__(self, input_ids, scores):  # `(B, L)`, `(B, V)` -> 0 at the token drawn, −∞ elsewhere
         if self.temperature == 0: return scores
-        u = self.uniforms[:, input_ids.shape[1] - self.start].to(scores.device)
+        u = self.uniforms[:, input_ids.shape[1] - self.start]
+        u = u if scores.device.type == "mps" else u.to(scores.device)
         return torch.full_like(scores, -torch.inf).scatter(1, token_at(u, scores, self.temperature)[:, None], 0)
 
 def token_at(u,                    # `(B,)` in [0, 1), float64
@@ -139,14 +140,17 @@ def token_at(u,                    # `(B,)` in [0, 1), float64
              temperature: float = 1.0,
              block: int = 256):    # tokens of a first, coarse look
     "`(B,)` the tokens at `u` when all stand in line, each as long as its probability"
+    where = scores.device
+    if where.type == "mps": scores, u = scores.cpu(), u.cpu()  # which knows no float64
     x = scores if scores.dtype == torch.float64 else scores.float()
     weights = ((x - x.amax(-1, keepdim=True))/temperature).exp_()
     weights = torch.nn.functional.pad(weights, (0, -weights.shape[1] % block)).unflatten(1, (-1, block))
     sums = weights.sum(-1).double().cumsum(-1)
+    if not sums.isfinite().all(): raise ModelError("the model gave NaN as a logit; load it in float32 (dtype='float32').")
     at = u[:, None]*sums[:, -1:]
     k = _first_above(sums, at)
     inside = weights.gather(1, k[..., None].expand(-1, -1, block))[:, 0].double().cumsum(-1)
-    return k[:, 0]*block + _first_above(inside, at - sums.gather(1, k) + inside[:, -1:])[:, 0]
+    return (k[:, 0]*block + _first_above(inside, at - sums.gather(1, k) + inside[:, -1:])[:, 0]).to(where)
 
 def _first_above(sums, at):
     "`(B, 1)` the first place where a row of rising sums exceeds `at`, which rounding may not carry past either end"
@@ -239,6 +243,12 @@ def _merge_adapter(model, path):
 def _out_of_memory(e: BaseException) -> bool:
     return isinstance(e, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(e)
 
+def give_back():
+    "Hand memory that was freed back to the system: glibc keeps it, in pieces that the next batch does not fit into"
+    if torch.cuda.is_available(): torch.cuda.empty_cache()
+    try: ctypes.CDLL("libc.so.6").malloc_trim(0)
+    except (OSError, AttributeError): pass  # another C library
+
 def sorted_batches(lengths, batch_size: int):
     "Index lists of at most `batch_size`, longest first (so that memory runs out at once or not at all)"
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
@@ -257,8 +267,10 @@ def for_batches(lengths, batch_size: int, work, desc: str, unit: str = "prompt",
             half = len(batch)//2
             print(f"out of memory with {len(batch)} sequences at once: going on with {half}", file=sys.stderr)
             todo = [part for b in [batch, *todo] for part in (b[i:i + half] for i in range(0, len(b), half))]
-            if torch.cuda.is_available(): torch.cuda.empty_cache()
-        else: bar.update(len(batch))
+            give_back()
+        else:
+            bar.update(len(batch))
+            if not torch.cuda.is_available(): give_back()
     bar.close()
 
 # %% ../nbs/02_model.ipynb #ee74adbd
@@ -348,8 +360,9 @@ def option_ids(self: LanguageModel, options, prefix: str = "") -> list[int]:
     return ids
 
 # %% ../nbs/02_model.ipynb #95a0694c
-def shared_beginnings(rows,             # lists of token ids
-                      least: int = 64): # shorter beginnings are not worth it
+def shared_beginnings(rows,              # lists of token ids
+                      least: int = 64,   # shorter beginnings are not worth it
+                      company: int = 2): # nor are fewer rows than this
     "[(row numbers, tokens in common)]: rows that begin alike together, and those that have no such company with 0"
     def common(a, b): return next((k for k, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))
     order, groups = sorted(range(len(rows)), key=lambda i: rows[i]), []
@@ -359,8 +372,9 @@ def shared_beginnings(rows,             # lists of token ids
             members, known = groups[-1]
             groups[-1] = [*members, i], min(n, known)
         else: groups.append(([i], len(rows[i])))
-    shared = [(members, min(n, *(len(rows[i]) - 1 for i in members))) for members, n in groups if len(members) > 1]
-    alone = [members[0] for members, _ in groups if len(members) == 1]
+    company = max(company, 2)
+    shared = [(members, min(n, *(len(rows[i]) - 1 for i in members))) for members, n in groups if len(members) >= company]
+    alone = [i for members, _ in groups if len(members) < company for i in members]
     return shared + [(alone, 0)]*bool(alone)
 
 # %% ../nbs/02_model.ipynb #7960a218
@@ -377,6 +391,12 @@ def _next_logits(self: LanguageModel, rows, past=None):
                       use_cache=past is not None, logits_to_keep=1).logits[:, -1].float()
 
 @patch
+def _keeps_plain_keys(self: LanguageModel) -> bool:
+    "Whether every layer attends to all that came before: only then can a cache be repeated and gone on from"
+    config = self.model.config.get_text_config()
+    return set(getattr(config, "layer_types", None) or ["full_attention"]) == {"full_attention"}
+
+@patch
 def choose(self: LanguageModel,
            prompts,               # dialogues
            options=("A", "B"),    # K options, one token each
@@ -390,7 +410,8 @@ def choose(self: LanguageModel,
     rows = [self.encode([d], p)[0] for d, p in zip(prompts, prefixes)]
     self._check_length(rows, 1)
     out, kept = np.zeros((len(rows), len(options))), {}
-    groups = shared_beginnings(rows, share) if share else [(range(len(rows)), 0)]
+    groups = shared_beginnings(rows, share, batch_size//4) if share else []
+    if not groups or not self._keeps_plain_keys(): groups = [(range(len(rows)), 0)]
     of = {i: number for number, (members, _) in enumerate(groups) for i in members}
     @torch.inference_mode()
     def work(batch):

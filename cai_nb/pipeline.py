@@ -14,7 +14,6 @@ __all__ = ['HARMLESS', 'POLICIES', 'JUDGE_LAYERS', 'QUESTIONS', 'STAGES', 'RunEr
            'run_recipe', 'report', 'main']
 
 # %% ../nbs/10_pipeline.ipynb #8cf8d1f9
-import ctypes
 import gc
 import hashlib
 import json
@@ -196,15 +195,11 @@ def reset_memory():
 
 def let_go(run):
     "Give memory back: the models that a stage has loaded, and what the allocator still holds of them"
+    from cai_nb.model import give_back
+
     run.cache.clear()
     gc.collect()
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    try:
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
-    except (OSError, AttributeError):
-        pass  # not glibc
+    give_back()
 
 
 def memory_peak():
@@ -253,7 +248,8 @@ def machine():
 
 
 def fingerprints(recipe):
-    "{key: twelve hex digits} of the recipe, its constitutions and its prompt files"
+    "{key: twelve hex digits} of the recipe, its constitutions, its prompt files and what is mixed in"
+    from cai_nb.feedback import written_comparisons
     from cai_nb.prompts import load_prompts
 
     marks = {"recipe": recipe.fingerprint}
@@ -266,6 +262,11 @@ def fingerprints(recipe):
                 warnings.simplefilter("ignore")  # about duplicates; said when the prompts are chosen
                 texts += [source] if source.startswith("hub:") else [r["prompt"] for r in load_prompts(source)]
         marks[f"prompts.{which}"] = hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:12]
+    for source in recipe.preference.mix:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            rows = [source] if source.startswith("hub:") else written_comparisons(source)
+        marks[f"mixed.{Path(source).name}"] = hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:12]
     return marks
 
 
@@ -363,7 +364,8 @@ def choose_prompts(recipe, sources, train, heldout, kind, fit):
     rows = [r if taken[r["id"]] == 1 else {**r, "id": f"{r['id']}-{i}"} for i, r in enumerate(rows)]
     rows.sort(key=lambda r: rng("prompt", r["prompt"], seed=recipe.seed).random())
     if train:
-        wanted = int(1.3 * max(train / (1 - share), heldout / share)) + 8
+        need = max(train / (1 - share), heldout / share)
+        wanted = int(need + 6 * need**0.5) + 32  # what falls on either side is left to chance
         parts = split_prompts(deduplicate(rows[:wanted]), share, recipe.seed)
     else:
         parts = [], deduplicate(rows[: heldout + 8])
@@ -696,12 +698,13 @@ def feedback_stage(run, folder):
 def revised_pairs(records):
     "Pairs of stage 1's own making: a first response and its last revision, in an order drawn by id"
     from cai_nb.constitution import rng
+    from cai_nb.feedback import same_text
 
     out = []
     for r in records:
         said = [r["steps"][0]["text"].strip(), r["completion"][-1]["content"].strip()]
-        if all(said) and said[0].casefold() != said[1].casefold() and not r["flags"]:
-            about = {k: r.get(k, "") for k in ("kind", "category")}
+        if all(said) and not same_text(*said) and not r["flags"]:
+            about = {**{k: r.get(k, "") for k in ("kind", "category")}, "source": "revision"}
             swap = rng("revised", r["id"]).random() < 0.5
             out.append({**about, "id": f"{r['id']}-revised", "prompt": r["prompt"], "responses": said[::-1] if swap else said})
     return out
@@ -943,7 +946,7 @@ def check(run, question, judge):
 STAGES = (
     Stage("revision", "revise", "Critique and revision", (), revision_stage),
     Stage("sft", "sft", "Supervised fine-tuning", ("revision",), sft_stage),
-    Stage("feedback", "feedback", "AI feedback", ("sft",), feedback_stage),
+    Stage("feedback", "feedback", "AI feedback", ("revision", "sft"), feedback_stage),
     Stage("preference", "preference", "Preference model", ("feedback",), preference_stage),
     Stage("ppo", "ppo", "PPO", ("sft", "preference"), ppo_stage),
     Stage("evaluation", "evaluate", "Evaluation", ("sft", "ppo"), evaluation_stage),

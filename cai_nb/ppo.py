@@ -28,7 +28,7 @@ from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel,
 from transformers import TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer_utils import EvalPrediction, get_last_checkpoint
 from .dialogue import CaiError, assistant, render, user
-from .model import FromUniform
+from .model import FromUniform, give_back
 
 # %% ../nbs/08_ppo.ipynb #1f7cfc6d
 class PPOError(CaiError):
@@ -628,12 +628,14 @@ def rollout(self: PPOTrainer, index: int) -> list[dict]:
     mine = range(args.process_index*share, (args.process_index + 1)*share)
     made = {numbers[r]: self.make_row(self.train_dataset, self.prompts[numbers[r]]) for r in mine}
     rows = self.write([made[numbers[r]] | {"row": r} for r in mine], (ROLLOUT, index))
+    give_back()
     written = time.perf_counter()
     rows = gather_object(self.judge(rows))
     judged = time.perf_counter()
     batches = [b for m in self.minibatches(rows, index, 0) for b in self.micro_batches(m)]  # as the first updates see them
     for b in batches: self.measure([rows[i] for i in b])
     for row in gather_object([rows[i] for b in batches for i in b]): rows[row["row"]] = row
+    give_back()
     self.rollout_logs = {"rollout": index + 1} | self.credit(rows) | {"seconds_writing": written - self.started,
         "seconds_judging": judged - written, "seconds_measuring": time.perf_counter() - judged}
     return rows

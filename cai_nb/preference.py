@@ -274,7 +274,8 @@ def _start_from_probe(scorer, rows, records, seed):
 
 def _examine(scorer, records, held, seed, most: int = 96):
     "Mean and standard deviation of the policy's own answers, and probabilities and metrics of the held-out records"
-    own = [i for i, r in enumerate(records) if r.get("method") != "written"] or list(range(len(records)))
+    own = [i for i, r in enumerate(records) if r.get("method") != "written" and r.get("source") != "revision"]
+    own = own or list(range(len(records)))
     drawn = np.random.default_rng(seed).permutation(own)[:most].tolist()  # enough for two numbers
     both = list(dict.fromkeys([*held, *drawn]))
     s = scorer.logits([[*records[i]["prompt"], *records[i][k]] for k in ("chosen", "rejected") for i in both]).reshape(2, -1)

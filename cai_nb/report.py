@@ -493,7 +493,7 @@ display:block;font-size:.78rem;
  font-weight:600;color:var(--c,var(--soft))} .stack .iv{width:100%;max-width:7.5rem}}
 @media (max-width:34rem){dl{grid-template-columns:1fr;gap:0} dd{margin-bottom:.5rem} header{padding-top:1.5rem}
 h1{font-size:1.6rem}}
-@media print{details>div{display:block} body{background:#fff}}
+@media print{details::details-content{content-visibility:visible;block-size:auto} body{background:#fff}}
 """
 
 STYLE = STYLE_TEXT + STYLE_PARTS + STYLE_SCREENS
