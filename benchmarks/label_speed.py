@@ -14,7 +14,16 @@ import torch
 from bench import arguments, machine, show, write
 
 from cai_nb.constitution import Ensemble
-from cai_nb.feedback import ANSWER, as_pairs, judge_pairs, multiple_choice, pick_shots, principle_for, questions, shot_messages
+from cai_nb.feedback import (
+    ANSWER,
+    as_pairs,
+    comparison_questions,
+    judge_pairs,
+    multiple_choice,
+    pick_shots,
+    principle_for,
+    shot_messages,
+)
 from cai_nb.model import LanguageModel
 
 SHOTS = 4
@@ -38,7 +47,7 @@ def main():
     for dtype in ("float32", "auto"):
         lm = LanguageModel.load(args.model, dtype=None if dtype == "auto" else dtype)
         chosen = [principle_for(p, both) for p in pairs]
-        talks = questions(pairs, chosen, [shot_messages(pick_shots(p, both, SHOTS)) for p in pairs])
+        talks = comparison_questions(pairs, chosen, [shot_messages(pick_shots(p, both, SHOTS)) for p in pairs])
         tokens = [len(ids) for ids in lm.encode([t for order in talks for t in order], ANSWER)]
         multiple_choice(lm, pairs[:2], both, shots=SHOTS)  # warm up
         start = time.perf_counter()

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ANSWER', 'REASON', 'FeedbackError', 'as_messages', 'same_text', 'sample_pairs', 'comparison_question', 'soften',
-           'comparison_record', 'principle_for', 'questions', 'ask_letters', 'trail', 'multiple_choice', 'wilson',
-           'calibration_bins', 'accuracy', 'judge_pairs', 'as_pairs', 'label_accuracy', 'rows_to_comparisons',
+           'comparison_record', 'principle_for', 'comparison_questions', 'ask_letters', 'trail', 'multiple_choice',
+           'wilson', 'calibration_bins', 'accuracy', 'judge_pairs', 'as_pairs', 'label_accuracy', 'rows_to_comparisons',
            'load_comparisons', 'written_comparisons', 'position_bias', 'fit_temperature', 'likelihood_contrast',
            'pick_shots', 'shot_messages', 'cut_reasoning', 'chain_of_thought', 'pointwise_scores', 'pointwise',
            'ensemble', 'over_principles', 'label_all', 'label_html', 'label_explorer']
@@ -127,14 +127,14 @@ def principle_for(pair, constitution, seed: int = 0):
     if pair.get("principle"): return constitution[pair["principle"]]
     return constitution.draw(pair["id"], seed=seed, use="comparison")
 
-def questions(pairs, principles, before=None,
-              both_orders: bool = True) -> list:  # ask again with (A) and (B) exchanged
+def comparison_questions(pairs, principles, before=None,
+                         both_orders: bool = True) -> list:  # ask again with (A) and (B) exchanged
     "The multiple choice about each pair, a list for each order; `before` holds messages to be shown first, for each pair"
     before = before or [[]]*len(pairs)
     return [[[*b, *comparison_question(p["prompt"], *p["responses"][::step], c)] for p, c, b in zip(pairs, principles, before)]
             for step in ((1, -1) if both_orders else (1,))]
 
-def ask_letters(model, talks,          # what `questions` gives
+def ask_letters(model, talks,          # what `comparison_questions` gives
                 prefix=ANSWER,         # what the assistant has said already: a text, or one for each dialogue
                 batch_size: int = 32):
     "P(first response is better) `(N,)`, averaged over the orders, and log-probabilities of A and B `(orders, N, 2)`"
@@ -160,7 +160,7 @@ def multiple_choice(model,                     # LanguageModel, the feedback mod
     pairs = list(pairs)
     chosen = [principle_for(p, constitution, seed) for p in pairs]
     before = [shot_messages(pick_shots(p, constitution, shots, pick, seed)) for p in pairs] if shots else None
-    p, logp = ask_letters(model, questions(pairs, chosen, before, both_orders), batch_size=batch_size)
+    p, logp = ask_letters(model, comparison_questions(pairs, chosen, before, both_orders), batch_size=batch_size)
     return [comparison_record(pair, p[i], "multiple_choice", label, clamp, shots=shots,
                               **trail(model, constitution, chosen[i], logp[:, i])) for i, pair in enumerate(pairs)]
 
@@ -349,7 +349,7 @@ def chain_of_thought(model, pairs, constitution, seed: int = 0, both_orders: boo
     pairs = list(pairs)
     chosen = [principle_for(p, constitution, seed) for p in pairs]
     before = [shot_messages(pick_shots(p, constitution, shots, pick, seed), reasons=True) for p in pairs]
-    talks = questions(pairs, chosen, before, both_orders)
+    talks = comparison_questions(pairs, chosen, before, both_orders)
     keys = [f"{p['id']}/{order}" for order in range(len(talks)) for p in pairs]
     said = model.sample([t for order in talks for t in order], prefix=REASON, keys=keys, seed=seed, desc="reasoning",
                         max_tokens=max_tokens, temperature=temperature, batch_size=batch_size)
