@@ -268,10 +268,9 @@ def for_batches(lengths, batch_size: int, work, desc: str, unit: str = "prompt",
             print(f"out of memory with {len(batch)} sequences at once: going on with {half}", file=sys.stderr)
             todo = [part for b in [batch, *todo] for part in (b[i:i + half] for i in range(0, len(b), half))]
             give_back()
-        else:
-            bar.update(len(batch))
-            if not torch.cuda.is_available(): give_back()
+        else: bar.update(len(batch))
     bar.close()
+    if not torch.cuda.is_available(): give_back()  # not after every batch: what is given back has to be paged in anew
 
 # %% ../nbs/02_model.ipynb #ee74adbd
 class LanguageModel:
