@@ -107,6 +107,24 @@ def test_train_save_load(folder, tmp_path, rank):
     assert p == pytest.approx([s["p"] for s in saved], abs=0.03)
 
 
+def test_an_exported_model_loads_with_plain_transformers(folder, tmp_path):
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    rows = [comparison(i, 0.9) for i in range(24)]
+    settings = PreferenceSettings(learning_rate=3e-3, epochs=3, lora_rank=4, batch_size=4, probe=False)
+    train_preference_model(folder, rows, tmp_path / "pm", settings)
+    ours = PreferenceModel.load(tmp_path / "pm", dtype="float32")
+    ours.export(tmp_path / "plain")
+    plain = AutoModelForSequenceClassification.from_pretrained(tmp_path / "plain").eval()
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "plain")
+    talks = [[*r["prompt"], *r[k]] for r in rows[:4] for k in ("chosen", "rejected")]
+    with torch.no_grad():
+        scores = [plain(torch.tensor([encode_dialogue(t, tokenizer)])).logits.item() for t in talks]
+    expected = ours.score(talks)
+    assert np.ptp(expected) > 0.1 and scores - np.mean(scores) == pytest.approx(expected - expected.mean(), abs=1e-4)
+    assert plain.config.preference["mean"] == ours.mean
+
+
 def test_probe_is_the_best_linear_head(folder, tmp_path):
     rows = [comparison(i, 0.9) for i in range(40)]
     still = PreferenceSettings(learning_rate=1e-9, epochs=1, lora_rank=4, batch_size=8)
