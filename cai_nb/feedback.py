@@ -258,7 +258,7 @@ def load_comparisons(path, kind: str | None = None) -> list:
 def written_comparisons(source,              # a constitution's name, or what `load_comparisons` reads
                         label: float = 0.9,  # P(chosen is better): how far those who judged are to be trusted
                         limit: int | None = None) -> list:
-    "Comparison records of pairs that people judged, to be mixed with AI labels"
+    "Comparison records of pairs judged in advance, by people or for this project, to be mixed with AI labels"
     known = str(source).startswith("hub:") or str(source).endswith((".jsonl", ".gz"))
     judged = load_comparisons(source) if known else judge_pairs(source, "train", exemplars=False)
     return [{"id": j["id"], "kind": j["kind"], "category": j["category"], "prompt": j["prompt"], "method": "written",

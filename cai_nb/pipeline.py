@@ -794,7 +794,7 @@ def preference_stage(run, folder):
     comparisons = list(Records(run.path("feedback") / "records.jsonl"))
     written = [r for source in p.mix for r in written_comparisons(source, p.mix_label, p.mix_limit or None)]
     metrics = train_preference_model(name, comparisons + written, folder / "model", settings, adapter=adapters or None)
-    return save_metrics(folder, metrics, by_ai=len(comparisons), by_people=len(written))
+    return save_metrics(folder, metrics, by_ai=len(comparisons), written=len(written))
 
 # %% ../nbs/10_pipeline.ipynb #9f3f16d7
 def ppo_arguments(recipe):

@@ -306,8 +306,8 @@ class PreferenceSection:
     lora_share: float = option(0.5, "share of the layers, from the top, that get an adapter", low=0.01, high=1)
     max_length: int = option(256, "longest dialogue, in tokens; longer pairs are counted and left out", low=16)
     heldout: float = option(0.2, "share of the comparisons kept for accuracy and calibration", low=0.01, high=0.9)
-    mix: tuple[str, ...] = option((), "pairs that people judged, mixed in: a constitution's name, a file, hub:ORG/NAME")
-    mix_label: float = option(0.9, "label of such a pair: how far the people are to be trusted", low=0.5, high=1)
+    mix: tuple[str, ...] = option((), "pairs judged in advance, mixed in: a constitution's name, a file, hub:ORG/NAME")
+    mix_label: float = option(0.9, "label of such a pair: how far who judged is to be trusted", low=0.5, high=1)
     mix_limit: int = option(0, "most pairs of each such source; 0: all", low=0)
 
 # %% ../nbs/10a_recipe.ipynb #066c38a5
@@ -635,7 +635,7 @@ class Work:
 
 # %% ../nbs/10a_recipe.ipynb #035209fa
 REQUEST = 60  # tokens of a critique or revision request with its template
-MIXED = 60  # pairs that people judged in a bundled constitution's training share, roughly
+MIXED = 60  # judged pairs in a bundled constitution's training share, roughly
 
 
 def work(recipe):

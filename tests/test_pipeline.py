@@ -585,10 +585,10 @@ def test_revisions_are_compared_with_first_responses_once_and_in_either_order():
     assert pl.revised_pairs(flagged) == pl.revised_pairs(same) == []
 
 
-def test_pairs_that_people_judged_are_mixed_in(half):
+def test_pairs_judged_in_advance_are_mixed_in(half):
     run = pl.Run(half[1], half[0], note=quiet)
     counts = run.done("preference")["counts"]
-    assert half[0].preference.mix == ("helpfulness",) and counts["by_people"] > 30
+    assert half[0].preference.mix == ("helpfulness",) and counts["written"] > 30
     assert counts["by_ai"] == len(Records(run.path("feedback") / "records.jsonl"))
     heldout = {j["id"] for j in judge_pairs("helpfulness", "heldout")}
     assert heldout and not heldout & {r["id"] for r in written_comparisons("helpfulness")}
