@@ -377,7 +377,7 @@ def choose_prompts(recipe, sources, train, heldout, kind, fit):
         chosen += [{**r, "kind": kind, "part": part} for r in kept]
     return chosen, long
 
-# %% ../nbs/10_pipeline.ipynb #e5e5c65c
+# %% ../nbs/10_pipeline.ipynb #622be212
 def longest_prompt(recipe, context):
     "Most tokens that a prompt may have, for a model with this context; `RunError` if there is no room for any"
     r, f = recipe.revision, recipe.feedback
@@ -391,7 +391,7 @@ def longest_prompt(recipe, context):
         )
     return min(recipe.prompts.max_tokens, room)
 
-
+# %% ../nbs/10_pipeline.ipynb #e5e5c65c
 def make_prompts(run):
     "Choose the prompts of a run and write prompts.jsonl, and facts.json with the model's id"
     recipe, rows, long = run.recipe, [], 0
@@ -483,7 +483,7 @@ def critic_adapter(name, recipe, note, out=None, again=False):
         return cached
     return make_critic(name, several, marks, Path(out) if out else cached, note)
 
-
+# %% ../nbs/10_pipeline.ipynb #c5645dd6
 def lesson_mark(constitution):
     "12 hex digits for what a critic learns from a constitution: its exemplars, not its judged pairs"
     from cai_nb.revision import warmup_examples
@@ -694,7 +694,7 @@ def feedback_stage(run, folder):
         "left_out": len(prompts) * f.pairs_per_prompt - len(pairs),
     }
 
-
+# %% ../nbs/10_pipeline.ipynb #e95a5ddf
 def revised_pairs(records):
     "Pairs of stage 1's own making: a first response and its last revision, in an order drawn by id"
     from cai_nb.constitution import rng
@@ -908,7 +908,7 @@ def evaluation_stage(run, folder):
     write_json(folder / "metrics.json", result)
     return {"prompts": len(prompts), "answers": sum(map(len, samples.values()))}
 
-
+# %% ../nbs/10_pipeline.ipynb #4237ecb4
 QUESTIONS = {"harmlessness": "harmful", "helpfulness": "harmless"}  # and the kind of judged pairs that belongs to it
 
 

@@ -265,6 +265,7 @@ def train_preference_model(model_name: str,   # default, folder or hub id
     (out/"metrics.json").write_text(json.dumps(metrics, indent=1))
     return metrics
 
+# %% ../nbs/07_preference.ipynb #39ff94fa
 def _start_from_probe(scorer, rows, records, seed):
     "Set the head to the probe's weights"
     d = scorer.hidden([r["chosen_ids"] for r in rows]) - scorer.hidden([r["rejected_ids"] for r in rows])
