@@ -7,8 +7,8 @@ __all__ = ['ANSWER', 'REASON', 'FeedbackError', 'as_messages', 'same_text', 'sam
            'comparison_record', 'principle_for', 'comparison_questions', 'ask_letters', 'trail', 'multiple_choice',
            'wilson', 'calibration_bins', 'accuracy', 'judge_pairs', 'as_pairs', 'label_accuracy', 'rows_to_comparisons',
            'load_comparisons', 'written_comparisons', 'position_bias', 'fit_temperature', 'likelihood_contrast',
-           'pick_shots', 'shot_messages', 'cut_reasoning', 'chain_of_thought', 'pointwise_scores', 'pointwise',
-           'ensemble', 'over_principles', 'label_all', 'label_html', 'label_explorer']
+           'pick_shots', 'in_letters', 'shot_messages', 'cut_reasoning', 'chain_of_thought', 'pointwise_scores',
+           'pointwise', 'ensemble', 'over_principles', 'label_all', 'label_html', 'label_explorer']
 
 # %% ../nbs/06_feedback.ipynb #aafd3931
 import gzip, json, math, re, warnings
@@ -269,10 +269,10 @@ def written_comparisons(source,              # a constitution's name, or what `l
 def position_bias(records) -> dict:
     "How much the letter decides: from records of `multiple_choice` that were asked in both orders"
     logp = np.array([[r["logprobs"]["first"], r["logprobs"]["second"]] for r in records])  # (N, 2 orders, 2 options)
-    a = logp[..., 0] > logp[..., 1]
+    a = np.where(logp[..., 0] == logp[..., 1], .5, logp[..., 0] > logp[..., 1])  # a tie is half an "A"
     p_a = 1/(1 + np.exp(logp[..., 1] - logp[..., 0]))
     return {"says_a": float(a.mean()),  # share of all answers that are "A"; 0.5 without bias
-            "same_letter": float((a[:, 0] == a[:, 1]).mean()),  # share of pairs in which the letter decided
+            "same_letter": float((a[:, 0]*a[:, 1] + (1 - a[:, 0])*(1 - a[:, 1])).mean()),  # share of pairs in which the letter decided
             "mean_p_a": float(p_a.mean()), "outside": float(1 - np.exp(logp).sum(-1).mean()), "n": len(logp)}
 
 # %% ../nbs/06_feedback.ipynb #3c85cb2a
@@ -322,12 +322,17 @@ def pick_shots(pair, constitution,
         return -near, rng("shot", item[1].id, seed=seed).random()
     return sorted(pool, key=rank)[:n]
 
+def in_letters(reason: str, better: str) -> str:  # better: "A" or "B"
+    "A reason that speaks of the better and the worse response, in the letters that the two were dealt"
+    letter = {"better": better, "worse": "BA"["AB".index(better)]}
+    return re.sub(r"\bthe (better|worse) (?:response|one)\b", lambda m: f"({letter[m[1].lower()]})", reason, flags=re.I)
+
 def shot_messages(shots, reasons: bool = False) -> list:
     "Shots as questions and answers, with their reasons or without; the better response is (A) in every second one"
     out = []
     for k, (principle, j) in enumerate(shots):
         a, b = (j.better, j.worse) if k % 2 == 0 else (j.worse, j.better)
-        thought = f"{REASON} {j.reason}\n\n" if reasons else ""
+        thought = f"{REASON} {in_letters(j.reason, 'AB'[k % 2])}\n\n" if reasons else ""
         out += [*comparison_question(j.messages, a, b, principle), assistant(f"{thought}{ANSWER}{'AB'[k % 2]})")]
     return out
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 import numpy as np
 import torch
-from .dialogue import CaiError, check_dialogue, progress, render
+from .dialogue import CaiError, assistant, check_dialogue, progress, render, user
 
 # %% ../nbs/02_model.ipynb #b9ce4253
 class ModelError(CaiError):
@@ -467,24 +467,37 @@ def score(self: LanguageModel,
 
 # %% ../nbs/02_model.ipynb #f2a97e72
 @patch
+def _asked(self: LanguageModel, question: str) -> list:
+    "Ids of what follows a finished answer when the human asks `question`, up to where the reply would begin"
+    (before,), _ = self._with_completion([[user("?")]], ["!"])
+    after = self.encode([[user("?"), assistant("!"), user(question)]])[0]
+    if after[:len(before)] != before: raise ModelError("this model's chat template rewrites earlier turns: leave `question` empty.")
+    return after[len(before):]
+
+@patch
 def features(self: LanguageModel,
              dialogues,               # each ends with the assistant's message
              layers=(12, 20, 30),     # 0 is the embedding, the last is the output of the trunk
-             batch_size: int = 32, desc: str = "reading") -> np.ndarray:
-    "`(N, 2·len(layers)·H)` float32: per layer the last token's hidden state and the mean over the answer"
+             batch_size: int = 32, desc: str = "reading",
+             question: str = "") -> np.ndarray:  # the human's next words: the state where the reply to them would begin, too
+    "`(N, 2·len(layers)·H)` float32: per layer the answer's last state and the mean over it; 3 instead of 2 with a question"
     for d in dialogues:
         if check_dialogue(d)[-1]["role"] != "assistant": raise ModelError("features wants dialogues that end with the assistant's answer.")
     rows, starts = self._with_completion([d[:-1] for d in dialogues], [d[-1]["content"] for d in dialogues])
-    self._check_length(rows, 0)
+    tail = self._asked(question) if question else []
+    self._check_length([r + tail for r in rows], 0)
     depth = self.model.config.num_hidden_layers
     if max(layers) > depth: raise ModelError(f"layer {max(layers)} was asked for; this model has {depth}.")
     out = [None]*len(rows)
     @torch.inference_mode()
     def work(batch):
-        ids, mask = self._pad([rows[i] for i in batch], left=False)
+        ids, mask = self._pad([rows[i] + tail for i in batch], left=False)
         states = self.model.get_decoder()(input_ids=ids, attention_mask=mask, output_hidden_states=True, use_cache=False).hidden_states
         for k, i in enumerate(batch):
-            parts = [f(states[layer][k, starts[i]:len(rows[i])].float()) for layer in layers for f in (lambda x: x[-1], lambda x: x.mean(0))]
+            parts, end = [], len(rows[i])
+            for layer in layers:
+                answer = states[layer][k, starts[i]:end].float()
+                parts += [answer[-1], answer.mean(0), *([states[layer][k, end + len(tail) - 1].float()] if question else [])]
             out[i] = torch.cat(parts).cpu().numpy()
     for_batches([len(r) for r in rows], batch_size, work, desc)
     return np.stack(out) if out else np.zeros((0, 0), np.float32)

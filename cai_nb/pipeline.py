@@ -731,7 +731,7 @@ def labeller(run, folder):
     if f.method == "contrast":
         return lambda pairs, c: fb.likelihood_contrast(model_of(run, "critic"), pairs, c, seed=seed, **common)
     lm = model_of(run, "start")
-    if len(list((folder / "judge").glob("*/judge.json"))) == 2:
+    if (folder / "judge" / "judges.json").exists():
         judges = Judges.load(folder / "judge", lm)
     else:
         several = [constitution_of(run.recipe, w) for w in ("harmless", "helpful")]

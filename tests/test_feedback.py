@@ -244,7 +244,7 @@ def test_each_kind_of_prompt_has_its_judge(model, tmp_path):
     again = Judges.load(tmp_path, model).label(pairs, CONSTITUTION)
     assert [r["p_first"] for r in again] == pytest.approx([r["p_first"] for r in records], abs=1e-6)
     few = Judges.fit(model, judge_pairs(CONSTITUTION), layers=(2,))  # its pairs are of one kind: the other learns from all
-    assert len({j.report["n"] for j in few.by_kind.values()}) == 1
+    assert len({j.report["n"] for j in few.each.values()}) == 1
 
 
 def test_nothing_held_out_is_learnt_from():
