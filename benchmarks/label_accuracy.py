@@ -5,7 +5,10 @@
     python benchmarks/label_accuracy.py --comparisons FILE --exemplars FILE    a judge learns from exemplars of that kind too
 
 Where --exemplars is the file of --comparisons, the judge is cross-validated: five parts, no prompt in two of them.
-Accuracy counts p = 0.5 as half right; the interval is Wilson's, 95 %.
+A judge of such exemplars reads seven layers and, after each answer, the state in which the model would say whether it was a
+good one; the rows "plain probe" read three layers of the answer alone, as the pipeline's judge does.
+Accuracy counts p = 0.5 as half right; the interval is Wilson's, 95 %. Each row keeps its calibration bins and, where the pairs
+tell, the accuracy on harmful and on harmless prompts.
 """
 
 import json
@@ -16,26 +19,31 @@ import numpy as np
 from bench import arguments, show, write
 
 from cai_nb.constitution import Ensemble
-from cai_nb.dialogue import CaiError, assistant
+from cai_nb.dialogue import CaiError
 from cai_nb.feedback import (
     accuracy,
     as_pairs,
+    calibration_bins,
     chain_of_thought,
+    comparison_record,
     fit_temperature,
     judge_pairs,
-    label_accuracy,
     likelihood_contrast,
     load_comparisons,
     multiple_choice,
     over_principles,
     pointwise,
 )
-from cai_nb.judge import LAYERS, Judge, Judges, kind_of
+from cai_nb.judge import LAYERS, Judge, Judges, kind_of, read_pairs
 from cai_nb.model import LanguageModel
+from cai_nb.pipeline import layers_of
 
+SHOWN = ("method", "accuracy", "low", "high", "n", "calibration_error")
 KINDS = {"harmful": ["harmlessness"], "harmless": ["helpfulness", "anti-overreaction"]}
 NAMES = [name for names in KINDS.values() for name in names]
 SIZES = (25, 50, 100, 200, 400, 800)
+WIDE = (6, 10, 14, 18, 22, 26, 30)  # of the default model's 30
+QUESTION = "Was the assistant's last answer a good one: helpful, honest and harmless?"
 
 
 def asked(lm, pairs, both, few, names):
@@ -47,7 +55,13 @@ def asked(lm, pairs, both, few, names):
         odds = [np.log(r["p_first"] / (1 - r["p_first"])) * (1 if p["better"] == 0 else -1) for r, p in zip(first, known)]
         return way(lm, pairs, both, scale=max(fit_temperature(odds), 1e-3), **settings)
 
-    some = pairs[:few]
+    some, reasoned = pairs[:few], []
+
+    def thought(clamp):
+        "Chain of thought, written once"
+        if not reasoned:
+            reasoned.extend(chain_of_thought(lm, some, both, clamp=None))
+        return [comparison_record(p, r["p_first"], r["method"], clamp=clamp) for p, r in zip(some, reasoned)]
 
     def averaged(n):
         "Multiple choice averaged over n principles, drawn from the constitution that belongs to the kind of prompt"
@@ -63,8 +77,8 @@ def asked(lm, pairs, both, few, names):
         "multiple choice": lambda: multiple_choice(lm, pairs, both),
         **{f"multiple choice, {n} examples, {pick}": (lambda n=n, pick=pick: multiple_choice(lm, some, both, shots=n, pick=pick))
            for n in (1, 2, 4, 8) for pick in ("random", "similar")},
-        "chain of thought, unclamped": lambda: chain_of_thought(lm, some, both, clamp=None),
-        "chain of thought, clamped": lambda: chain_of_thought(lm, some, both),
+        "chain of thought, unclamped": lambda: thought(None),
+        "chain of thought, clamped": lambda: thought((0.4, 0.6)),
         "likelihood contrast, per token": lambda: scaled(likelihood_contrast),
         "likelihood contrast, summed": lambda: scaled(likelihood_contrast, per_token=False),
         "pointwise": lambda: scaled(pointwise),
@@ -82,18 +96,14 @@ def folds(groups, seed, k=5):
     return GroupKFold(k, shuffle=True, random_state=seed).split(groups, groups=groups)
 
 
-def learnt(lm, target, source, same, layers=LAYERS):
+def learnt(lm, target, source, same, layers, question, name):
     "Rows of a judge that learnt from n of `source`, tested on `target` (on what is left over, where both are the same)"
-    def read(items):
-        talks = [[*j["prompt"], assistant(j[k])] for j in items for k in ("better", "worse")]
-        return lm.features(talks, layers=layers, desc="reading").reshape(len(items), 2, -1)
-
-    x = read(source)
-    y = x if same else read(target)
+    x = read_pairs(lm, source, layers, question)
+    y = x if same else read_pairs(lm, target, layers, question)
     groups = np.unique([json.dumps(j["prompt"]) for j in source], return_inverse=True)[1]
 
     def test(learn, on):
-        judge = Judge.from_features(lm, x[learn], [source[k] for k in learn], layers)
+        judge = Judge.from_features(lm, x[learn], [source[k] for k in learn], layers, question=question)
         return judge.prob_of(y[on, 0] - y[on, 1])
 
     draws = 5 if len(source) < 400 else 3
@@ -116,7 +126,22 @@ def learnt(lm, target, source, same, layers=LAYERS):
                 break
         mean = {k: float(np.mean([f[k] for f in found])) for k in ("accuracy", "low", "high", "calibration_error")}
         size = "five-fold, 4/5" if same and n is None else n or len(source)
-        yield {"method": f"judge, {size} exemplars of this kind", **mean, "n": found[0]["n"], "draws": len(found)}
+        yield {"method": f"{name}, {size} exemplars of this kind", **mean, "n": found[0]["n"], "draws": len(found)}
+
+
+def describe(records, pairs):
+    "`accuracy` of the labels (clamped ones as clamped), with calibration bins and the kinds of prompts apart"
+    of = {p["id"]: p for p in pairs}
+
+    def right(r):
+        "What the label gives to the better response"
+        pair = of[r["id"]]
+        return r["label"] if r["chosen"][0]["content"] == pair["responses"][pair["better"]] else 1 - r["label"]
+
+    kinds = {kind: [right(r) for r in records if kind_of(of[r["id"]]) == kind] for kind in KINDS}
+    apart = {kind: {k: v for k, v in accuracy(p).items() if k in ("accuracy", "low", "high", "n")} for kind, p in kinds.items() if p}
+    p = [right(r) for r in records]
+    return {**accuracy(p), "bins": calibration_bins(p), "kinds": apart if len(apart) > 1 else {}}
 
 
 def main():
@@ -137,26 +162,31 @@ def main():
     rows = []
 
     def add(row):
-        rows.append({k: row[k] for k in ("method", "accuracy", "low", "high", "n", "calibration_error")})
-        show(rows[-1:])
+        rows.append({k: row[k] for k in (*SHOWN, "bins", "kinds", "draws") if k in row})
+        show([{k: row[k] for k in SHOWN}])
 
     for name, records in asked(lm, pairs, both, args.few, args.methods):
-        add({"method": name, **label_accuracy(records, pairs)})
+        add({"method": name, **describe(records, pairs)})
     if "judge" in args.methods:
-        judges, one = (way.fit(lm, judge_pairs(NAMES, "train")) for way in (Judges, Judge))
-        add({"method": "one judge, bundled exemplars", **label_accuracy(one.label(pairs, both), pairs)})
-        add({"method": "two judges, bundled exemplars", **label_accuracy(judges.label(pairs, both), pairs)})
-        own = [p for p in pairs if p["source"] == "default-model"]
-        if own:
-            add({"method": "two judges, bundled exemplars (both answers the model's own)",
-                 **label_accuracy(judges.label(own, both), own)})
+        train = judge_pairs(NAMES, "train")
+        x = read_pairs(lm, train)
+        ways = {"one judge": Judge.from_features(lm, x, train), "two judges": Judges.from_features(lm, x, train),
+                "a judge for each principle": Judges.from_features(lm, x, train, by="principle")}
+        for name, judge in ways.items():
+            records = judge.label(pairs, both)
+            add({"method": f"{name}, bundled exemplars", **describe(records, pairs)})
+            own = [p for p in pairs if p["source"] == "default-model"]
+            if own:
+                mine = [r for r, p in zip(records, pairs) if p["source"] == "default-model"]
+                add({"method": f"{name}, bundled exemplars (both answers the model's own)", **describe(mine, own)})
         if args.exemplars:
             same = args.comparisons and Path(args.exemplars).resolve() == Path(args.comparisons).resolve()
             source = judged if same else load_comparisons(args.exemplars)
-            for row in learnt(lm, judged, source, same):
-                add(row)
+            for how in ((layers_of(lm, LAYERS), "", "plain probe"), (layers_of(lm, WIDE), QUESTION, "judge")):
+                for row in learnt(lm, judged, source, same, *how):
+                    add(row)
     print()
-    show(rows)
+    show([{k: row[k] for k in SHOWN} for row in rows])
     write(args.json, rows=rows, comparisons=Path(args.comparisons).name if args.comparisons else "bundled", model=lm.id)
 
 

@@ -282,9 +282,9 @@ def _examine(scorer, records, held, seed, most: int = 96):
     s = scorer.logits([[*records[i]["prompt"], *records[i][k]] for k in ("chosen", "rejected") for i in both]).reshape(2, -1)
     p, usual = dict(zip(both, 1/(1 + np.exp(s[1] - s[0])))), s[:, [both.index(i) for i in drawn]]
     rows = [{"id": records[i].get("id"), "p": float(p[i]), "label": float(records[i].get("label", 1.0)),
-             "kind": records[i].get("kind", ""), "principles": records[i].get("principles", [])} for i in held]
+             "kind": records[i].get("kind", ""), "category": records[i].get("category", ""), "principles": records[i].get("principles", [])} for i in held]
     measured = preference_metrics([r["p"] for r in rows], [r["label"] for r in rows]) if rows else {}
-    parts = {kind: metrics_by(rows, lambda r, k=kind: [r[k]] if isinstance(r[k], str) else r[k]) for kind in ("kind", "principles")}
+    parts = {kind: metrics_by(rows, lambda r, k=kind: [r[k]] if isinstance(r[k], str) else r[k]) for kind in ("kind", "category", "principles")}
     return {"mean": float(usual.mean()), "std": float(usual.std() or 1.0)}, rows, {**measured, **{f"by_{k}": v for k, v in parts.items()}}
 
 def metrics_by(rows, groups,      # a function: the groups that a row with `p` and `label` belongs to

@@ -1,6 +1,7 @@
 """Pairs, labels and the judge: position bias, symmetry, what is refused."""
 
 import json
+import re
 import warnings
 from types import SimpleNamespace
 
@@ -8,11 +9,11 @@ import numpy as np
 import pytest
 from tiny import tiny_folder
 
-from cai_nb.constitution import Constitution, Exemplar, JudgedPair, Principle
+from cai_nb.constitution import Constitution, Ensemble, Exemplar, JudgedPair, Principle
 from cai_nb.dialogue import CaiError, user
 from cai_nb.feedback import (
     ANSWER, REASON, accuracy, as_pairs, chain_of_thought, comparison_question, comparison_record, cut_reasoning,
-    ensemble, fit_temperature, judge_pairs, label_all, load_comparisons, over_principles, pick_shots, pointwise,
+    ensemble, fit_temperature, in_letters, judge_pairs, label_all, load_comparisons, over_principles, pick_shots, pointwise,
     pointwise_scores, shot_messages, written_comparisons,
     label_accuracy, likelihood_contrast, multiple_choice, position_bias, sample_pairs, soften, wilson,
 )
@@ -20,6 +21,7 @@ from cai_nb.judge import Judge, Judges, fit_antisymmetric, kind_of
 from cai_nb.model import Completion, LanguageModel
 from cai_nb.prompts import Records
 
+BUNDLED = ["harmlessness", "helpfulness", "anti-overreaction"]
 WORDS = ("apple bread cloud drum eagle field glass house iron jelly kite lemon moss night ocean pearl quill river "
          "stone tiger").split()
 
@@ -245,6 +247,53 @@ def test_each_kind_of_prompt_has_its_judge(model, tmp_path):
     assert [r["p_first"] for r in again] == pytest.approx([r["p_first"] for r in records], abs=1e-6)
     few = Judges.fit(model, judge_pairs(CONSTITUTION), layers=(2,))  # its pairs are of one kind: the other learns from all
     assert len({j.report["n"] for j in few.each.values()}) == 1
+
+
+def test_each_principle_has_its_judge_and_strangers_go_to_the_judge_for_all(model, tmp_path):
+    "Under 'agree' yes is better, under 'object' no: a judge for each principle learns both"
+    rows = [{"id": f"{rule}{k}", "kind": "harmful", "prompt": [user(f"Say {w}?")], "judged": True, "principle": rule,
+             **dict(zip(("better", "worse") if rule == "agree" else ("worse", "better"), ("yes yes gladly", "no no never")))}
+            for k, w in enumerate(WORDS[:10]) for rule in ("agree", "object")]
+    rows += [{**rows[0], "id": "rare", "principle": "rare"}]  # too few to learn from
+    judges = Judges.fit(model, rows, by="principle", layers=(2, 4), question="Good?")
+    assert set(judges.each) == {"agree", "object", ""}
+    pairs = [{"id": f"{rule}-{k}", "kind": "redteam", "prompt": [user(f"And {w}?")], "principle": rule,
+              "responses": ["no no never", "yes yes gladly"]}
+             for k, w in enumerate(WORDS[10:14]) for rule in ("agree", "object", "unheard of", "")]
+    records = judges.label(pairs, CONSTITUTION)
+    for r, p in zip(records, pairs):
+        if p["principle"] in ("agree", "object"): assert (r["p_first"] > 0.5) == (p["principle"] == "object")
+    judges.save(tmp_path)
+    again = Judges.load(tmp_path, model)
+    assert again.by == "principle" and again.each["agree"].question == "Good?"
+    assert [r["p_first"] for r in again.label(pairs)] == pytest.approx([r["p_first"] for r in records], abs=1e-6)
+    with pytest.raises(CaiError, match="'kind' or 'principle'"): Judges.fit(model, rows, by="mood", layers=(2,))
+
+
+def test_reasons_speak_in_the_letters_that_were_dealt():
+    reason = "The better response warns; the worse one jokes, and the better one's tone is kind."
+    assert in_letters(reason, "A") == "(A) warns; (B) jokes, and (A)'s tone is kind."
+    assert in_letters(reason, "B") == "(B) warns; (A) jokes, and (B)'s tone is kind."
+    both = Ensemble([(n, 1) for n in BUNDLED])
+    named = [j for _, j in both.pairs() if "the better response" in j.reason.lower()]
+    assert len(named) > 150
+    said = shot_messages([(both.pairs("train")[0][0], j) for j in named[:2]], reasons=True)[1::2]
+    for m, letter in zip(said, "AB"):
+        assert f"({letter})" in m["content"].split("\n\n")[0] and m["content"].endswith(f"({letter})")
+        assert "better response" not in m["content"]
+
+
+def test_no_bundled_reason_speaks_of_an_order_that_nobody_sees():
+    for name in BUNDLED:
+        for _, j in Constitution.load(name).pairs():
+            sides = re.findall(r"^The (?:first|second)\b|[;,] the (?:first|second|other)? ?(?:first|second)\b", j.reason)
+            assert not sides, (j.id, j.reason)
+
+
+def test_a_tie_is_half_an_a():
+    tied = {"logprobs": {"first": [-1.0, -1.0], "second": [-1.0, -1.0]}}
+    found = position_bias([tied])
+    assert found["says_a"] == 0.5 and found["same_letter"] == 0.5
 
 
 def test_nothing_held_out_is_learnt_from():

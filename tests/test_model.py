@@ -117,6 +117,18 @@ def test_features_do_not_depend_on_padding(model):
     assert np.allclose(together, np.concatenate([model.features([d], layers=(1, 4)) for d in dialogues]), atol=1e-5)
 
 
+def test_a_question_adds_the_state_before_the_reply_and_changes_no_other(model):
+    dialogues = [[*p, assistant("An answer.")] for p in ASKED]
+    plain = model.features(dialogues, layers=(2, 4))
+    asked = model.features(dialogues, layers=(2, 4), question="Was that a good answer?")
+    hidden = model.model.config.hidden_size
+    parts = asked.reshape(len(dialogues), 2, 3, hidden)  # (N, layer, last | mean | reply, H)
+    assert np.allclose(parts[:, :, :2].reshape(len(dialogues), -1), plain, atol=1e-5)
+    ids = model.encode([[*dialogues[0], user("Was that a good answer?")]])
+    states = model.model.get_decoder()(input_ids=torch.tensor(ids), output_hidden_states=True).hidden_states
+    assert np.allclose(parts[0, :, 2], [states[k][0, -1].detach().float().numpy() for k in (2, 4)], atol=1e-5)
+
+
 @pytest.mark.parametrize("ask, says", [
     (lambda x: x.choose([[user("?")]], ("maybe", "no")), "not one token"),
     (lambda x: x.sample([[user("long "*400)]]), "exceeds the context"),
