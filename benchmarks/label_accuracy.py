@@ -90,43 +90,58 @@ def asked(lm, pairs, both, few, names):
 
 
 def folds(groups, seed, k=5):
-    "(train, test) row numbers, no group in both"
+    "(train, test) row numbers, no group in both; without groups (a number of rows) wherever chance puts them"
     from sklearn.model_selection import GroupKFold
 
+    groups = np.arange(groups) if isinstance(groups, int) else groups
     return GroupKFold(k, shuffle=True, random_state=seed).split(groups, groups=groups)
 
 
-def learnt(lm, target, source, same, layers, question, name):
-    "Rows of a judge that learnt from n of `source`, tested on `target` (on what is left over, where both are the same)"
-    x = read_pairs(lm, source, layers, question)
-    y = x if same else read_pairs(lm, target, layers, question)
+def learnt(lm, target, source, same):
+    "Rows of judges that learnt from n of `source`, tested on `target` (on what is left over, where both are the same)"
+    wide = layers_of(lm, WIDE)
+    x = read_pairs(lm, source, wide, QUESTION)
+    y = x if same else read_pairs(lm, target, wide, QUESTION)
+    yield from curve(lm, x, y, source, same, wide, QUESTION, "judge")
+    few = [wide.index(layer) for layer in layers_of(lm, LAYERS)]
+
+    def answer_alone(z):
+        "What a judge without the question reads: last state and mean of three layers"
+        return z.reshape(len(z), 2, len(wide), 3, -1)[:, :, few, :2].reshape(len(z), 2, -1)
+
+    yield from curve(lm, answer_alone(x), answer_alone(y), source, same, layers_of(lm, LAYERS), "", "plain probe")
+
+
+def curve(lm, x, y, source, same, layers, question, name):
+    "Rows by number of exemplars; `x` and `y` are features of source and target"
     groups = np.unique([json.dumps(j["prompt"]) for j in source], return_inverse=True)[1]
 
     def test(learn, on):
         judge = Judge.from_features(lm, x[learn], [source[k] for k in learn], layers, question=question)
         return judge.prob_of(y[on, 0] - y[on, 1])
 
-    draws = 5 if len(source) < 400 else 3
-    for n in [*(s for s in SIZES if s < len(source) * (0.8 if same else 1)), None]:
+    draws, whole = 5 if len(source) < 400 else 3, ["all"]
+    if same:
+        whole = ["five-fold, 4/5", "five-fold with prompts on both sides, 4/5"]
+    for n in [*(s for s in SIZES if s < len(source) * (0.8 if same else 1)), *whole]:
         found = []
         for seed in range(draws):
             order = np.random.default_rng(seed).permutation(len(source))
-            if same and n is None:
+            if same and n in whole:
                 p = np.zeros(len(source))
-                for learn, on in folds(groups, seed):
+                for learn, on in folds(groups if n == whole[0] else len(source), seed):
                     p[on] = test(learn, on)
             elif same:
                 learn = order[:n]
                 on = np.flatnonzero(~np.isin(groups, groups[learn]))
                 p = test(learn, on)
             else:
-                p = test(order[:n], np.arange(len(target)))
+                p = test(order[: None if n == "all" else n], np.arange(len(y)))
             found.append(accuracy(p))
-            if n is None and not same:
+            if n == "all":
                 break
         mean = {k: float(np.mean([f[k] for f in found])) for k in ("accuracy", "low", "high", "calibration_error")}
-        size = "five-fold, 4/5" if same and n is None else n or len(source)
-        yield {"method": f"{name}, {size} exemplars of this kind", **mean, "n": found[0]["n"], "draws": len(found)}
+        yield {"method": f"{name}, {len(source) if n == 'all' else n} exemplars of this kind", **mean, "n": found[0]["n"], "draws": len(found)}
 
 
 def describe(records, pairs):
@@ -182,9 +197,8 @@ def main():
         if args.exemplars:
             same = args.comparisons and Path(args.exemplars).resolve() == Path(args.comparisons).resolve()
             source = judged if same else load_comparisons(args.exemplars)
-            for how in ((layers_of(lm, LAYERS), "", "plain probe"), (layers_of(lm, WIDE), QUESTION, "judge")):
-                for row in learnt(lm, judged, source, same, *how):
-                    add(row)
+            for row in learnt(lm, judged, source, same):
+                add(row)
     print()
     show([{k: row[k] for k in SHOWN} for row in rows])
     write(args.json, rows=rows, comparisons=Path(args.comparisons).name if args.comparisons else "bundled", model=lm.id)

@@ -358,7 +358,7 @@ def main(argv=None):  # list of words after cai-nb; None: those of this process
     argv = sys.argv[1:] if argv is None else list(argv)
     debug, again = "--debug" in argv, "cai-nb " + shlex.join(argv)
     try:
-        args = parser().parse_args(argv)
+        args = parser().parse_args([a for a in argv if a != "--debug"])  # wherever it stands
         args.typed = again
         calm(debug)
         return HANDLERS.get(args.command, run_command)(args)

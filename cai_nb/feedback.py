@@ -350,7 +350,7 @@ def chain_of_thought(model, pairs, constitution, seed: int = 0, both_orders: boo
                      max_tokens: int = 96,      # longest reasoning
                      temperature: float = 0.7,  # of the reasoning; the paper: 1
                      label: str = "soft", batch_size: int = 32) -> list:
-    "Comparison records by reasoning before the choice (paper, section 4.3); the reasoning is kept"
+    "Comparison records by reasoning before the choice (paper, section 4.1); the reasoning is kept"
     pairs = list(pairs)
     chosen = [principle_for(p, constitution, seed) for p in pairs]
     before = [shot_messages(pick_shots(p, constitution, shots, pick, seed), reasons=True) for p in pairs]

@@ -73,6 +73,8 @@ def test_a_failure_is_one_line_that_says_what_to_do(tmp_path, words, part):
 
 def test_debug_shows_the_traceback(tmp_path):
     assert "Traceback" in cai_nb("run", "labtop", "--debug", cwd=tmp_path).stderr
+    before = cai_nb("--debug", "run", "labtop", cwd=tmp_path).stderr  # wherever it stands
+    assert "Traceback" in before and 'did you mean "laptop"' in before
 
 
 def test_a_dry_run_prints_the_plan_and_writes_nothing(tmp_path):
