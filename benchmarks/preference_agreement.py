@@ -41,9 +41,8 @@ def ai_labels(run):
 
 def agreement(model, judged):
     "Agreement with the better halves, as `preference_metrics` gives it"
-    talks = [[*j["prompt"], assistant(j[k])] for j in judged for k in ("better", "worse")]
-    scores = np.array(model.score(talks)).reshape(-1, 2)
-    p = 1 / (1 + np.exp(-(scores[:, 0] - scores[:, 1]) * model.std))
+    better, worse = ([[*j["prompt"], assistant(j[k])] for j in judged] for k in ("better", "worse"))
+    p = model.prob(better, worse, [j.get("kind", "") for j in judged])
     shown = ("agreement", "low", "high", "n", "cross_entropy", "calibration_error")
     return {k: v for k, v in preference_metrics(p, np.ones(len(p))).items() if k in shown}
 

@@ -11,7 +11,7 @@ __all__ = ['PROMPTS', 'ROLLOUT', 'SHUFFLE', 'SAMPLES', 'EVALUATION', 'LEARNT', '
            'RolloutBoundary', 'PPOTrainer']
 
 # %% ../nbs/08_ppo.ipynb #b2dd9102
-import csv, functools, json, math, time, warnings
+import csv, functools, inspect, json, math, time, warnings
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -286,8 +286,10 @@ def reward_function(f):  # a function over text, an object with `.score(dialogue
         if callable(f): return f
         raise RewardError(f"a reward of type {type(f).__name__} is neither a function nor has .score(dialogues); "
                           "pass a function f(prompts, completions, **columns) that returns a list of numbers.")
+    wants_kinds = "kinds" in inspect.signature(f.score).parameters  # a score for each kind of prompt
     def scored(prompts, completions, **columns):
-        return f.score([as_messages(p) + [assistant(c)] for p, c in zip(prompts, completions)])
+        more = {"kinds": columns["kind"]} if wants_kinds and "kind" in columns else {}
+        return f.score([as_messages(p) + [assistant(c)] for p, c in zip(prompts, completions)], **more)
     scored.__name__ = type(f).__name__
     return scored
 

@@ -122,7 +122,48 @@ def test_an_exported_model_loads_with_plain_transformers(folder, tmp_path):
         scores = [plain(torch.tensor([encode_dialogue(t, tokenizer)])).logits.item() for t in talks]
     expected = ours.score(talks)
     assert np.ptp(expected) > 0.1 and scores - np.mean(scores) == pytest.approx(expected - expected.mean(), abs=1e-4)
-    assert plain.config.preference["mean"] == ours.mean
+    assert plain.config.preference["mean"] == list(ours.mean)
+
+
+def two_kinds(n=16):
+    "On harmful prompts the `Yes` is better, on harmless ones the `no`: one score cannot have it both ways"
+    rows = [{**comparison(i, 0.9), "kind": "redteam"} for i in range(n)]
+    other = [{**comparison(i, 0.9, good="no", bad="Yes. Gladly!"), "kind": "helpful"} for i in range(100, 100 + n)]
+    return rows + other
+
+
+def test_a_score_for_each_kind_of_prompt(folder, tmp_path):
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    rows, out = two_kinds(), tmp_path / "pm"
+    settings = PreferenceSettings(learning_rate=1e-3, epochs=1, lora_rank=4, batch_size=4)
+    found = {h: train_preference_model(folder, rows, tmp_path / h, PreferenceSettings(**{**vars(settings), "heads": h}))
+             for h in ("kind", "one")}
+    assert found["kind"]["heads"] == ("harmful", "harmless") and found["one"]["heads"] == ("all",)
+    assert found["kind"]["agreement"] > 0.9 > found["one"]["agreement"]
+    scorer = PreferenceModel.load(tmp_path / "kind", dtype="float32")
+    kinds = [r["kind"] for r in rows]
+    chosen, rejected = ([[*r["prompt"], *r[k]] for r in rows] for k in ("chosen", "rejected"))
+    scores = np.stack([scorer.score(t, kinds) for t in (chosen, rejected)])
+    for part in (scores[:, :16], scores[:, 16:]):  # each score has a zero and a spread of its own
+        assert abs(part.mean()) < 0.05 and abs(part.std() - 1) < 0.05  # measured in bfloat16
+    assert (scorer.prob(chosen, rejected, kinds) > 0.5).mean() > 0.9 > (scorer.prob(chosen, rejected, kinds[::-1]) > 0.5).mean()
+    for bad in (None, kinds[:3]):
+        with pytest.raises(CaiError, match="pass kinds"):
+            scorer.score(chosen, bad)
+    scorer.export(out)
+    plain, tokenizer = AutoModelForSequenceClassification.from_pretrained(out).eval(), AutoTokenizer.from_pretrained(out)
+    assert plain.config.label2id == {"harmful": 0, "harmless": 1}
+    with torch.no_grad():
+        both = plain(torch.tensor([encode_dialogue(chosen[0], tokenizer)])).logits[0].tolist()
+    offset = scorer.mean / scorer.std
+    assert both - offset == pytest.approx([scorer.score(chosen[:1], [k])[0] for k in ("redteam", "helpful")], abs=1e-3)
+
+
+def test_one_kind_of_prompt_needs_no_kinds(folder, tmp_path):
+    metrics = train_preference_model(folder, two_kinds()[:17], tmp_path, PreferenceSettings(lora_rank=4, epochs=1))
+    assert metrics["heads"] == ("all",)  # a single harmless prompt is too few for a score of its own
+    assert len(PreferenceModel.load(tmp_path).score([[user("a"), assistant("b")]])) == 1
 
 
 def test_probe_is_the_best_linear_head(folder, tmp_path):
@@ -174,6 +215,7 @@ def test_metrics_on_numbers_done_by_hand():
     (lambda f, t: train_preference_model(f, [], t), "none of 0 comparisons"),
     (lambda f, t: train_preference_model(f, [comparison(0, 1.2)], t), "must be a probability"),
     (lambda f, t: train_preference_model(f, [comparison(0)], t, PreferenceSettings(label="both")), "'soft' or 'hard'"),
+    (lambda f, t: train_preference_model(f, [comparison(0)], t, PreferenceSettings(heads="two")), "'kind' or 'one'"),
     (lambda f, t: PreferenceModel.load(t), "no preference.json"),
     (lambda f, t: preference_metrics([0.5], [0.5, 1]), "as many labels"),
     (lambda f, t: preference_metrics([float("nan")], [1]), "NaN"),
