@@ -54,13 +54,25 @@ def lora(**kwargs):
     return LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=8, target_modules="all-linear", lora_dropout=0.1, **kwargs)
 
 
-def trainer(folder, model=None, reward=colours, data=PROMPTS, callbacks=None, peft_config=None, args=None, **settings):
+def trainer(folder, model=None, reward=colours, data=PROMPTS, callbacks=None, peft_config=None, value_model=None, **settings):
     tok = tokenizer()
     defaults = dict(rollouts=2, per_device_train_batch_size=4, gradient_accumulation_steps=1, num_mini_batches=2,
                     num_ppo_epochs=2, max_completion_length=6, learning_rate=1e-3, save_strategy="no",
                     disable_tqdm=True, use_cpu=True, seed=3, sample_rollouts=0)
     return PPOTrainer(model or language_model(tok), reward, PPOConfig(str(folder), **(defaults | settings)), data,
-                      processing_class=tok, peft_config=peft_config, callbacks=callbacks)
+                      processing_class=tok, peft_config=peft_config, callbacks=callbacks, value_model=value_model)
+
+
+def classifier(tok, seed=7):
+    "A reward model on a trunk of its own, with opinions"
+    from transformers import LlamaForSequenceClassification
+    config = language_model(tok).config
+    config.num_labels = 1
+    torch.manual_seed(seed)
+    model = LlamaForSequenceClassification(config)
+    with torch.no_grad():
+        for p in model.parameters(): p.mul_(6 if p.dim() > 1 else 1)
+    return model
 
 
 @pytest.fixture(autouse=True)
@@ -386,15 +398,16 @@ class StopAfter(TrainerCallback):
         if state.global_step == self.step: control.should_save = control.should_training_stop = True
 
 
+@pytest.mark.parametrize("own_critic", [False, True])
 @pytest.mark.parametrize("adapter", [False, True])
-def test_resume_equals_an_uninterrupted_run(tmp_path, adapter):
+def test_resume_equals_an_uninterrupted_run(tmp_path, adapter, own_critic):
     # 6 prompts, 4 a rollout: rollout 2 crosses an epoch
     settings = dict(rollouts=4, kl_target=0.1, kl_horizon=20, kl_coef=0.1, save_strategy="steps", save_steps=100,
                     num_mini_batches=1, per_device_train_batch_size=4)
 
     def fresh(folder, **more):
         return trainer(tmp_path/folder, language_model(tokenizer()), peft_config=lora() if adapter else None,
-                       **settings, **more)
+                       value_model=classifier(tokenizer()) if own_critic else None, **settings, **more)
     whole = fresh("whole")
     whole.train()
     fresh("parts", callbacks=[StopAfter(4)]).train()
@@ -441,6 +454,201 @@ def test_the_saved_policy_is_a_plain_model_and_the_critic_lies_beside_it(tmp_pat
     again = LlamaForCausalLM.from_pretrained(tmp_path)
     ids = torch.tensor([[2, 5, 6, 3]])
     with torch.no_grad(): assert torch.equal(again(input_ids=ids).logits, run.policy(input_ids=ids).logits)
+
+
+def rescue(folder):
+    "What a run's folder holds after a resume: the policy's weights, the critic's, and PPO's state"
+    from safetensors.torch import load_file
+    return load_file(folder/"model.safetensors") | load_file(folder/"value_head.safetensors"), json.loads(
+        (folder/"ppo_state.json").read_text())
+
+
+KILLED = """
+import os, signal, sys
+sys.path.insert(0, sys.argv[1])
+import torch
+import test_ppo as t
+from cai_nb.ppo import PPOTrainer
+torch.set_num_threads(1)
+folder, moment = sys.argv[2:4]
+calls = []
+def die(): os.kill(os.getpid(), signal.SIGKILL)
+def reward(prompts, completions, want):
+    calls.append(1)
+    if moment == "rollout" and len(calls) == 3: die()
+    return t.colours(prompts, completions)
+class Killer(t.TrainerCallback):
+    def on_step_end(self, args, state, control, **kwargs):
+        if moment == "update" and state.global_step == 10: die()  # the second of the third rollout's four updates
+if moment == "save":  # the weights are written, of the optimiser a half
+    def half(self, folder):
+        if self.state.global_step == 8:
+            with open(folder + "/optimizer.pt", "wb") as f: f.write(b"PK")
+            die()
+        return whole(self, folder)
+    whole, PPOTrainer._save_optimizer_and_scheduler = PPOTrainer._save_optimizer_and_scheduler, half
+run = t.trainer(folder, t.language_model(t.tokenizer()), reward=reward, callbacks=[Killer()], rollouts=4, save_strategy="steps", save_steps=4,
+                kl_target=0.1, kl_horizon=20)
+run.train(resume_from_checkpoint=True)
+run.save_model()
+"""
+
+
+def test_a_run_that_is_killed_goes_on_as_if_it_had_not_been(tmp_path):
+    (tmp_path/"script.py").write_text(KILLED)
+
+    def start(name, moment):
+        log = open(tmp_path/f"{name}-{moment}.txt", "w")
+        command = [sys.executable, str(tmp_path/"script.py"), str(Path(__file__).parent), str(tmp_path/name), moment]
+        return subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | {
+            "PYTHONPATH": str(Path(ppo.__file__).parents[1]), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"})
+    moments = ("rollout", "update", "save")
+    processes = {m: start(m, m) for m in moments} | {"whole": start("whole", "never")}
+    codes = {m: p.wait(240) for m, p in processes.items()}
+    assert codes == {m: -signal.SIGKILL for m in moments} | {"whole": 0}, (tmp_path/"whole-never.txt").read_text()[-2000:]
+    newest = {m: ppo.last_checkpoint(tmp_path/m) for m in moments}
+    assert [Path(newest[m]).name for m in moments] == ["checkpoint-8", "checkpoint-8", "checkpoint-4"]
+    assert (tmp_path/"save"/"checkpoint-8"/"optimizer.pt").exists()  # there, and passed over
+    for m, p in {m: start(m, "never") for m in moments}.items(): assert p.wait(240) == 0, (tmp_path/f"{m}-never.txt").read_text()[-2000:]
+    want, state = rescue(tmp_path/"whole")
+    for m in moments:
+        got, its = rescue(tmp_path/m)
+        assert its == state and all(torch.equal(got[n], want[n]) for n in want), m
+        curves = [(tmp_path/n/"ppo_log.csv").read_text().splitlines() for n in (m, "whole")]
+        assert len(curves[0]) == len(curves[1]) == 1 + 4
+
+
+# ---- two critics
+
+
+def test_a_critic_of_its_own_starts_from_the_preference_model_and_shares_nothing(tmp_path):
+    judge = classifier(tokenizer())
+    kept = {n: p.detach().clone() for n, p in judge.named_parameters()}
+    run = trainer(tmp_path, value_model=judge, normalize_scores=False, rollouts=1)
+    rows = run.rollout(0)
+    for r in rows:  # a value is what the preference model would say of the dialogue before that token
+        ids = torch.tensor([(r["prompt_ids"] + r["completion_ids"])[:-1]])
+        with torch.no_grad(): states = judge.eval().model(input_ids=ids).last_hidden_state[0] @ judge.score.weight[0]
+        assert torch.allclose(r["old_values"], states[len(r["prompt_ids"]) - 1:], atol=1e-4)
+    batch = ppo.collate(rows)
+    logprobs, values, _ = run.forward_tokens(run.model, batch)
+    owners = {n: p for n, p in run.model.named_parameters()}
+    grads = dict(zip(owners, torch.autograd.grad(values.sum(), list(owners.values()), allow_unused=True)))
+    assert {n for n, g in grads.items() if g is not None} == {n for n in owners if "value_head" in n}
+    grads = dict(zip(owners, torch.autograd.grad(logprobs.sum(), list(owners.values()), allow_unused=True)))
+    assert {n for n, g in grads.items() if g is not None} == {n for n in owners if "value_head" not in n}
+    run.train()
+    run.save_model()
+    assert all(torch.equal(p, kept[n]) for n, p in judge.named_parameters())  # the reward itself does not move
+    again = LlamaForCausalLM.from_pretrained(tmp_path)
+    assert set(again.state_dict()) == set(language_model(tokenizer()).state_dict())
+    from safetensors.torch import load_file
+    assert not [k for k in load_file(tmp_path/"model.safetensors") if "value_head" in k]
+
+
+def test_with_lora_the_critic_is_an_adapter_that_is_not_saved_with_the_policys(tmp_path):
+    run = trainer(tmp_path, peft_config=lora(), value_model=classifier(tokenizer()), kl_coef=0.1)
+    run.train()
+    assert [e["kl"] for e in run.state.log_history if "rollout" in e][0] == 0
+    trained = {n for n, p in run.model.named_parameters() if p.requires_grad}
+    assert all("lora_" in n or "value_head.head" in n for n in trained)
+    critic = {n for n in trained if "value_head" in n}
+    assert critic and all(".critic." in n for n in critic if "lora_" in n) and len(critic) < len(trained)
+    run.save_model()
+    from safetensors.torch import load_file
+    saved = load_file(tmp_path/"adapter_model.safetensors")
+    assert saved and not [k for k in saved if "value_head" in k or "critic" in k]
+    assert len(load_file(tmp_path/"value_head.safetensors")) == len(critic)
+    with pytest.raises(PPOError, match="another kind"):  # a resume with the other critic
+        trainer(tmp_path, peft_config=lora()).restore(tmp_path)
+
+
+def test_a_value_model_with_other_tokens_is_refused(tmp_path):
+    with pytest.raises(PPOError, match="same tokenizer"): trainer(tmp_path, value_model=classifier(tokenizer(WORDS + ["more"])))
+    with pytest.raises(PPOError, match="head named `score`"): trainer(tmp_path, value_model=language_model(tokenizer()))
+
+
+# ---- bounds on the KL
+
+
+def test_updates_end_when_one_has_gone_too_far(tmp_path):
+    settings = dict(rollouts=1, num_ppo_epochs=5, num_mini_batches=1, per_device_train_batch_size=8, learning_rate=0.05,
+                    lr_scheduler_type="constant", warmup_steps=0)
+    free, held = (trainer(tmp_path/n, language_model(tokenizer()), update_kl_stop=bound, **settings)
+                  for n, bound in (("free", None), ("held", 1e-4)))
+    steps = []
+    for run in (free, held):
+        counted = []
+        run.add_callback(type("Watch", (TrainerCallback,), {
+            "on_step_end": lambda self, args, state, control, model=None, **kw: counted.append(parameters(run))})())
+        run.train()
+        steps.append(counted)
+        assert run.state.global_step == 5
+    logs = [[e for e in run.state.log_history if "rollout" in e][0] for run in (free, held)]
+    assert [e["updates"] for e in logs] == [5, 2]  # the first moves nothing yet (ratio 1), the second sees how far it went
+    assert farthest(steps[0][1], steps[1][1]) == 0 and farthest(steps[1][1], steps[1][4]) == 0 < farthest(steps[0][1], steps[0][4])
+
+
+def test_training_ends_at_a_bound_on_the_kl(tmp_path):
+    run = trainer(tmp_path, rollouts=6, learning_rate=0.05, kl_stop=0.5, kl_coef=0.0)
+    with pytest.warns(UserWarning, match="kl_stop=0.5: training ends"): run.train()
+    logs = [e for e in run.state.log_history if "rollout" in e]
+    assert len(logs) < 6 and logs[-1]["kl"] > 0.5 and all(e["kl"] <= 0.5 for e in logs[:-1])
+
+
+# ---- samplers
+
+
+def test_continuous_batching_samples_from_the_same_distribution(tmp_path):
+    settings = dict(sampler="continuous", per_device_train_batch_size=600, num_mini_batches=1, max_completion_length=1,
+                    data=PROMPTS[:1])
+    rows = trainer(tmp_path, **settings).rollout(0)
+    again = trainer(tmp_path, **settings).rollout(0)
+    assert [r["completion_ids"] for r in rows] == [r["completion_ids"] for r in again]
+    run = trainer(tmp_path)
+    with torch.no_grad(): p = run.policy(input_ids=torch.tensor([rows[0]["prompt_ids"]])).logits[0, -1].softmax(-1)
+    share = torch.bincount(torch.tensor([r["completion_ids"][0] for r in rows]), minlength=len(p))/len(rows)
+    assert (share - p).abs().max() < 4*(0.25/len(rows))**0.5
+
+
+def test_continuous_batching_trains_on_prompts_of_any_length(tmp_path):
+    run = trainer(tmp_path, sampler="continuous", rollouts=2)
+    run.train()
+    assert all(0 < len(r["completion_ids"]) <= 6 and 1 not in r["completion_ids"][:-1] for r in run.rows)
+    assert all((r["completion_ids"][-1] == 1) == r["finished"] for r in run.rows)
+
+
+def test_samplers_that_cannot_work_say_so(tmp_path, monkeypatch):
+    with pytest.raises(PPOError, match="write 'generate'"): trainer(tmp_path, sampler="beam")
+    from importlib.util import find_spec
+    if find_spec("vllm") is None:
+        with pytest.raises(PPOError, match="pip install vllm"): trainer(tmp_path, sampler="vllm").rollout(0)
+    model = language_model(tokenizer())
+    monkeypatch.setattr(type(model), "generate_batch", lambda self, **kw: {})
+    with pytest.raises(PPOError, match="0 answers to 2 prompts"): ppo.sample_continuous(model, [[2], [3]], 0, 4, [1], 0)
+
+
+def test_the_vllm_sampler_calls_trls_engine_as_it_wants_to_be_called(tmp_path, monkeypatch):
+    import importlib.util
+    import inspect
+    from trl.generation import vllm_generation
+    init, calls = inspect.signature(vllm_generation.VLLMGeneration.__init__), []
+
+    class Recorder:  # vLLM itself needs a GPU; its adapter's signatures do not
+        def __init__(self, *args, **kwargs): init.bind(self, *args, **kwargs)
+
+        def sync_weights(self): calls.append("sync")
+
+        def generate(self, *args, **kwargs):
+            bound = inspect.signature(real).bind(self, *args, **kwargs).arguments
+            calls.append("generate")
+            return bound["prompts"], [[5, 1] for _ in bound["prompts"]], None, None
+    real = vllm_generation.VLLMGeneration.generate
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: object() if name == "vllm" else found(name, *a))
+    monkeypatch.setattr(vllm_generation, "VLLMGeneration", Recorder)
+    run = trainer(tmp_path, sampler="vllm", vllm_settings={"mode": "colocate", "gpu_memory_utilization": 0.2})
+    assert [r["completion"] for r in run.rollout(0)] == ["red"]*8 and calls == ["sync", "generate"]
 
 
 # ---- LoRA
@@ -618,6 +826,35 @@ def test_samples_show_the_same_prompts_before_and_after(tmp_path):
     assert lines[0]["completion"] != lines[4]["completion"]
 
 
+def test_curves_are_drawn_while_training(tmp_path, monkeypatch):
+    import IPython.display
+    shown = []
+
+    class Place:
+        def update(self, fig): shown.append(fig)
+    monkeypatch.setattr(IPython.display, "display", lambda fig, display_id: shown.append(fig) or Place())
+    run = trainer(tmp_path, rollouts=3, callbacks=[ppo.LiveCurves()])
+    run.train()
+    assert len(shown) == 3
+    lines = [ax.lines[0].get_ydata() for ax in shown[-1].axes]
+    history = [e for e in run.state.log_history if "rollout" in e]
+    assert [list(y) for y in lines] == [[e[k] for e in history] for k in ppo.CURVES]
+
+
+def test_push_to_hub_sends_the_policy_and_its_critic(tmp_path, monkeypatch):
+    from transformers import trainer as module
+    sent = {}
+
+    class Hub:  # stands where the network begins
+        def upload_folder(self, repo_id, folder_path, **kwargs): sent[repo_id] = {p.name for p in Path(folder_path).iterdir()}
+    monkeypatch.setattr(module.Trainer, "init_hf_repo", lambda self, token=None: setattr(self, "hub_model_id", "somebody/rl-cai"))
+    monkeypatch.setattr(module, "hf_api", Hub)
+    run = trainer(tmp_path, push_to_hub=True, hub_model_id="somebody/rl-cai")
+    run.train()
+    run.push_to_hub()
+    assert {"model.safetensors", "value_head.safetensors", "ppo_state.json", "ppo_log.csv", "README.md"} <= sent["somebody/rl-cai"]
+
+
 def test_value_head_learns_at_its_own_rate(tmp_path):
     run = trainer(tmp_path, learning_rate=1e-12, value_learning_rate=0.1, lr_scheduler_type="constant")
     start = parameters(run)
@@ -648,14 +885,24 @@ run.train()
 run.save_model()
 if run.is_world_process_zero():
     torch.save([e for e in run.state.log_history if "rollout" in e], sys.argv[2] + "/logs.pt")
+run.accelerator.wait_for_everyone()
+run.accelerator.end_training()  # a process that just ends may take gloo's threads down with a crash
 """
+
+
+def free_port():
+    import socket
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
 
 
 def test_two_processes_equal_one_with_twice_the_accumulation(tmp_path):
     (tmp_path/"script.py").write_text(SCRIPT)
     package = Path(ppo.__file__).parents[1]
     env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(package), "CUDA_VISIBLE_DEVICES": ""}
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
+              "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", str(free_port())]
     for name, start, accumulate in (("one", [sys.executable], 4), ("two", launch, 2)):
         command = [*start, str(tmp_path/"script.py"), str(Path(__file__).parent), str(tmp_path/name), str(accumulate)]
         with open(tmp_path/f"{name}.txt", "w") as out, subprocess.Popen(command, env=env, stdout=out, stderr=out,
