@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['COMMANDS', 'HANDLERS', 'explain', 'Parser', 'run_options', 'parser', 'resolve', 'run_command', 'say', 'columns',
            'chat_models', 'answer', 'chat_command', 'requirements', 'check_packages', 'check_machine', 'doctor_command',
-           'recipe_command', 'warm_up_command', 'calm', 'main']
+           'recipe_command', 'warm_up_command', 'sample_command', 'blind_command', 'compare_command', 'calm', 'main']
 
 # %% ../nbs/10c_command.ipynb #d0c41e8a
 import argparse
@@ -79,6 +79,9 @@ COMMANDS = {
     "recipe": "print a recipe, every key with its default and a line of help",
     "warm-up": "make the critic's adapter again from the constitution's exemplars",
     "chat": "talk to a model, or to the models of a run side by side",
+    "sample": "answers of models or runs to prompts, one line each, for anybody to read",
+    "blind": "a reading sheet of such answers with the models hidden, and its key; with --marks: who was preferred",
+    "compare": "what differs between two runs: recipes, win rates, answers, with intervals",
     "doctor": "look at versions, device, cache and disk; say what is missing",
 }
 
@@ -133,6 +136,23 @@ def parser():
             )
             sub.add_argument("--temperature", type=float, default=0.7, help="of sampling (default: %(default)s)")
             sub.add_argument("--seed", type=int, default=0, help="of sampling (default: %(default)s)")
+        if name == "sample":
+            sub.add_argument("targets", nargs="+", metavar="RUN_OR_MODEL", help="run folders (all their policies), RUN:rl-cai, model names")
+            sub.add_argument("--prompts", required=True, metavar="FILE", help="redteam, helpful, overrefusal, or a .txt or .jsonl file")
+            sub.add_argument("--out", required=True, metavar="FILE", help="where the answers go (.jsonl)")
+            sub.add_argument("--limit", type=int, metavar="N", help="the first N prompts only (default: all)")
+            sub.add_argument("--samples", type=int, default=1, help="answers to each prompt (default: %(default)s)")
+            sub.add_argument("--max-tokens", type=int, default=128, help="longest answer, in tokens (default: %(default)s)")
+            sub.add_argument("--temperature", type=float, default=0.7, help="of sampling (default: %(default)s)")
+            sub.add_argument("--seed", type=int, default=0, help="of sampling (default: %(default)s)")
+        if name == "blind":
+            sub.add_argument("answers", metavar="FILE", help="a file of cai-nb sample")
+            sub.add_argument("--out", metavar="FILE", help="the sheet (default: FILE with the ending .html)")
+            sub.add_argument("--seed", type=int, default=0, help="of the shuffle (default: %(default)s)")
+            sub.add_argument("--marks", metavar="FILE", help="the table, filled in: say who was preferred")
+        if name == "compare":
+            sub.add_argument("runs", nargs=2, metavar="RUN", help="two run folders with an evaluation")
+            sub.add_argument("--policy", default="rl-cai", choices=("start", "sl-cai", "rl-cai"), help="whose answers (default: %(default)s)")
         if name == "doctor":
             sub.add_argument("--fetch", action="store_true", help="fetch the default model if it is not in the cache")
         sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
@@ -333,7 +353,52 @@ def warm_up_command(args):
     return 0
 
 
-HANDLERS = {"recipe": recipe_command, "warm-up": warm_up_command, "chat": chat_command, "doctor": doctor_command}
+def sample_command(args):
+    "Answers to read"
+    from cai_nb.reading import read_prompts, write_samples
+
+    for name in ("samples", "max_tokens"):
+        if getattr(args, name) < 1:
+            raise RunError(f"--{name.replace('_', '-')} must be 1 or more")
+    prompts = read_prompts(args.prompts)[: args.limit]
+    n = write_samples(
+        args.targets, prompts, args.out, args.max_tokens, args.temperature, seed=args.seed, samples=args.samples
+    )
+    print(f"{n} answers: {args.out}   Next: cai-nb blind {shlex.quote(str(args.out))}")
+    return 0
+
+
+def blind_command(args):
+    "A sheet, or what its marks say"
+    from cai_nb.reading import as_text, blind, unblind
+
+    sheet = Path(args.out) if args.out else Path(args.answers).with_suffix(".html")
+    if args.marks:
+        print(as_text(unblind(sheet.with_suffix(".key.json"), args.marks)))
+        return 0
+    sheet, key, marks = blind(args.answers, sheet, args.seed)
+    print(f"sheet: {sheet}\nkey, not to be read yet: {key}\nmarks: {marks}")
+    print(f"When it is filled in: cai-nb blind {shlex.quote(str(args.answers))} --marks {shlex.quote(str(marks))}")
+    return 0
+
+
+def compare_command(args):
+    "Two runs"
+    from cai_nb.reading import comparison_text
+
+    print(comparison_text(*args.runs, args.policy))
+    return 0
+
+
+HANDLERS = {
+    "recipe": recipe_command,
+    "warm-up": warm_up_command,
+    "chat": chat_command,
+    "doctor": doctor_command,
+    "sample": sample_command,
+    "blind": blind_command,
+    "compare": compare_command,
+}
 
 # %% ../nbs/10c_command.ipynb #f0f9b7ad
 def calm(debug):

@@ -7,8 +7,8 @@ __all__ = ['MEASURES', 'KINDS', 'SHARES', 'TITLES', 'EvaluationError', 'words', 
            'stock_phrases', 'declines', 'is_evasive', 'is_accusatory', 'is_preachy', 'stock_sentences', 'boilerplate',
            'near_identical', 'distinct', 'repetition', 'is_degenerate', 'is_unfinished', 'read_paper_samples',
            'measure', 'Interval', 'bootstrap', 'paired_difference', 'jackknife', 'prob_better', 'rates', 'win_rate',
-           'check_judge', 'Checks', 'agreement', 'sample_answers', 'shares', 'wins', 'evaluate', 'result_rows',
-           'win_rows', 'figure_results']
+           'check_judge', 'Checks', 'agreement', 'sample_answers', 'shares', 'verdicts', 'wins', 'elo', 'evaluate',
+           'result_rows', 'win_rows', 'figure_results', 'figure_elo']
 
 # %% ../nbs/09_evaluation.ipynb #13c3856f
 import math
@@ -764,24 +764,65 @@ def shares(
     return out
 
 # %% ../nbs/09_evaluation.ipynb #802d118d
-def wins(
+def verdicts(
     samples,  # {model: completion records}, the same prompts for each, in the same order
     judge,  # see `prob_better`; with .score each answer is read once
+):  # {(later model, earlier model): (N,) P(the later one is better)}
+    "What a judge says of each pair of models, answer by answer."
+    names = list(samples)
+    prompts = [r["prompt"] for r in samples[names[0]]]
+    said = {m: [r["completion"] for r in rows] for m, rows in samples.items()}
+    once = hasattr(judge, "score")
+    known = {m: np.asarray(judge.score(prompts, a), float) for m, a in said.items()} if once else None
+    return {(b, a): 1 / (1 + np.exp(known[a] - known[b])) if known else prob_better(judge, prompts, said[b], said[a])
+            for j, b in enumerate(names) for a in names[:j]}
+
+
+def wins(
+    samples,  # {model: completion records}, the same prompts for each, in the same order
+    judge,  # see `prob_better`
     draws=2000,
     seed=0,
 ):  # {"B > A": {"model", "against", "win": estimate, "hard": estimate}}, each model against each before it
     "How often each model beats each earlier one, by one judge."
-    names, out = list(samples), {}
-    prompts, groups = [r["prompt"] for r in samples[names[0]]], [r["id"] for r in samples[names[0]]]
-    said = {m: [r["completion"] for r in rows] for m, rows in samples.items()}
-    once = hasattr(judge, "score")
-    known = {m: np.asarray(judge.score(prompts, a), float) for m, a in said.items()} if once else None
-    for j, b in enumerate(names):
-        for a in names[:j]:
-            p = 1 / (1 + np.exp(known[a] - known[b])) if known else prob_better(judge, prompts, said[b], said[a])
-            found = {k: _estimate(v) for k, v in rates(p, groups, draws, seed).items()}
-            out[f"{b} > {a}"] = {"model": b, "against": a, **found}
-    return out
+    return _wins(verdicts(samples, judge), [r["id"] for r in next(iter(samples.values()))], draws, seed)
+
+
+def _wins(said, groups, draws, seed):
+    return {f"{b} > {a}": {"model": b, "against": a, **{k: _estimate(v) for k, v in rates(p, groups, draws, seed).items()}}
+            for (b, a), p in said.items()}
+
+# %% ../nbs/09_evaluation.ipynb #09e10002
+def elo(
+    verdicts,  # {(a, b): (N,) P(a is better than b)}, each pair of models on the same N prompts; all pairs or enough to join all
+    groups=None,  # (N,) the prompt of each
+    draws=300,
+    seed=0,
+):  # {model: Interval} in Elo points, the first model at 0
+    "Elo scores by Bradley and Terry's model (the paper's figures 2, 3 and 8), with a bootstrap over prompts."
+    from sklearn.linear_model import LogisticRegression
+
+    pairs = list(verdicts)
+    models = list(dict.fromkeys(m for pair in pairs for m in pair))
+    if len(models) < 2:
+        raise EvaluationError("Elo scores compare models: give the verdicts on one pair of models at least.")
+    p = np.array([np.asarray(verdicts[pair], float) for pair in pairs])  # (pairs, N)
+    names = np.arange(p.shape[1]) if groups is None else np.unique([str(g) for g in groups], return_inverse=True)[1]
+    rows = np.zeros((len(pairs), len(models)))
+    for k, (a, b) in enumerate(pairs):
+        rows[k, models.index(a)], rows[k, models.index(b)] = 1, -1
+
+    def strengths(weights):  # of each answer; a weak prior (one point in a thousand) keeps a model that always wins finite
+        won, lost = p @ weights, (1 - p) @ weights
+        fit = LogisticRegression(C=100 / weights.sum(), fit_intercept=False, max_iter=500, tol=1e-6)
+        fit.fit(np.concatenate([rows[:, 1:], rows[:, 1:]]), np.repeat([1, 0], len(rows)), np.concatenate([won, lost]) + 1e-9)
+        return np.concatenate([[0.0], fit.coef_[0]]) * 400 / math.log(10)
+
+    size, draw = names.max() + 1, np.random.default_rng(seed)
+    best = strengths(np.ones(p.shape[1]))
+    again = np.array([strengths(np.bincount(draw.integers(0, size, size), minlength=size)[names].astype(float)) for _ in range(draws)])
+    low, high = np.quantile(again, (_tail(size), 1 - _tail(size)), axis=0) if draws else (best, best)
+    return {m: Interval(float(best[i]), float(low[i]), float(high[i]), int(size)) for i, m in enumerate(models)}
 
 # %% ../nbs/09_evaluation.ipynb #5781e4ab
 def evaluate(
@@ -799,7 +840,7 @@ def evaluate(
     samples = _aligned(samples)
     models = list(samples)
     out = {"models": models, "reference": models[0], "draws": draws, "seed": seed, "counts": {}, "kinds": {}}
-    out["wins"] = {}
+    out["wins"], out["elo"] = {}, {}
 
     def only(wanted):
         return {m: [r for r in rows if r["kind"] in wanted] for m, rows in samples.items()}
@@ -811,7 +852,11 @@ def evaluate(
     for question, by_name in judges.items():
         part = only(kinds[question])
         if part[models[0]]:
-            out["wins"][question] = {name: wins(part, judge, draws, seed) for name, judge in by_name.items()}
+            groups, said = [r["id"] for r in part[models[0]]], {name: verdicts(part, judge) for name, judge in by_name.items()}
+            out["wins"][question] = {name: _wins(p, groups, draws, seed) for name, p in said.items()}
+            if len(models) > 1:
+                scores = {name: elo({pair[::-1]: 1 - v for pair, v in p.items()}, groups, min(draws, 300), seed) for name, p in said.items()}
+                out["elo"][question] = {name: {m: _estimate(e) for m, e in s.items()} for name, s in scores.items()}
     harmful = only(kinds["harmlessness"])
     out["measures"] = _table(out, shares(harmful, models[0], draws, seed) if harmful[models[0]] else None,
                              shares(samples, models[0], draws, seed))
@@ -915,4 +960,27 @@ def figure_results(
     handles = [right.plot([], [], "o-", color=_COLOURS[k % 6], label=m)[0] for k, m in enumerate(models)]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(models), frameon=False)
     plt.close(figure)  # shown once, as the cell's value
+    return figure
+
+# %% ../nbs/09_evaluation.ipynb #09e10004
+def figure_elo(
+    result,  # of `evaluate`, with judges for both questions
+    judge=None,  # name; default: the first that judges both
+):  # matplotlib Figure
+    "Helpfulness against harmlessness in Elo points, as in the paper's figure 2: right and up is better."
+    from matplotlib.figure import Figure
+
+    x, y = result["elo"]["helpfulness"], result["elo"]["harmlessness"]
+    judge = judge or next(name for name in y if name in x)
+    figure = Figure(figsize=(5.2, 4), layout="constrained")
+    ax = figure.subplots()
+    for k, m in enumerate(result["models"]):
+        h, s = x[judge][m], y[judge][m]
+        ax.errorbar(h["mean"], s["mean"], xerr=[[h["mean"] - h["low"]], [h["high"] - h["mean"]]],
+                    yerr=[[s["mean"] - s["low"]], [s["high"] - s["mean"]]], fmt="o", color=_COLOURS[k % 6], label=m, capsize=2)
+    ax.axhline(0, color="0.8", lw=1, zorder=0)
+    ax.axvline(0, color="0.8", lw=1, zorder=0)
+    ax.set(xlabel="helpfulness, Elo", ylabel="harmlessness, Elo", title=f"judge: {judge}; {h['n']} and {s['n']} prompts, 95 % intervals")
+    ax.title.set_fontsize(9)
+    ax.legend(fontsize=8, frameon=False)
     return figure

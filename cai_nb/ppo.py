@@ -136,11 +136,14 @@ class ValueModel(nn.Module):
         head = ValueHead(score.shape[1]).to(score.device)
         with torch.no_grad():  # of several scores the mean: a critic is not told what kind of prompt it is
             head.weight.copy_((score.cpu()/std[:, None]).mean(0)); head.bias.copy_(-(mean/std).mean())
-        if peft_config is None: trunk = trunk.float().requires_grad_(True)
-        else:
-            from peft import inject_adapter_in_model
-            trunk = inject_adapter_in_model(deepcopy(peft_config), trunk.requires_grad_(False), adapter_name="critic")
-        return cls(trunk, head)
+        if peft_config is None: return cls(trunk.float().requires_grad_(True), head)
+        from peft import inject_adapter_in_model
+        settings = deepcopy(peft_config)
+        if settings.target_modules == "all-linear":  # PEFT would want to know the model's class
+            settings.target_modules = {n.rsplit(".", 1)[-1] for n, m in trunk.named_modules() if isinstance(m, nn.Linear)}
+        critic = inject_adapter_in_model(settings, cls(trunk, head), adapter_name="critic")
+        head.requires_grad_(True)
+        return critic
 
 # %% ../nbs/08a_ppo_trainer.ipynb #bb94beb6
 def sample_tokens(
@@ -684,7 +687,7 @@ def get_batch_samples(self: PPOTrainer, epoch_iterator, num_batches, device):
     index, update = divmod(self.state.global_step, args.updates)
     if update == 0:
         if args.sample_rollouts and index % args.sample_rollouts == 0: self.write_samples(index)
-        self.rows, self.sums, self.stopped, self.made = self.rollout(index), torch.zeros(5, dtype=torch.float64), False, 0
+        self.rows, self.sums, self.stopped, self.made, self.learning = self.rollout(index), torch.zeros(5, dtype=torch.float64), False, 0, 0.0
     elif args.update_kl_stop is not None and not self.stopped:
         moved, tokens = self.accelerator.reduce((self.sums - self.before)[-2:].to(device), "sum").tolist()
         self.stopped = moved/tokens > args.update_kl_stop
@@ -698,7 +701,10 @@ def get_batch_samples(self: PPOTrainer, epoch_iterator, num_batches, device):
 def training_step(self: PPOTrainer, model, inputs, num_items_in_batch=None):
     "Nothing, once the rollout's updates have gone far enough: without gradients the optimiser leaves all as it is"
     if self.stopped: return torch.zeros((), device=self.args.device)
-    return super(PPOTrainer, self).training_step(model, inputs, num_items_in_batch)
+    start = time.perf_counter()
+    loss = super(PPOTrainer, self).training_step(model, inputs, num_items_in_batch)
+    self.learning += time.perf_counter() - start
+    return loss
 
 @patch
 def compute_loss(self: PPOTrainer, model, inputs, return_outputs=False, num_items_in_batch=None):
@@ -732,7 +738,7 @@ def log(self: PPOTrainer, logs, start_time=None):
     if ours:
         *sums, n = self.accelerator.reduce(self.sums.to(self.args.device), "sum").tolist()
         logs |= self.rollout_logs | dict(zip(("policy_loss", "value_loss", "clip_fraction", "update_kl"), (s/n for s in sums)))
-        logs["updates"], logs["seconds"] = self.made, time.perf_counter() - self.started
+        logs |= {"updates": self.made, "seconds_learning": self.learning, "seconds": time.perf_counter() - self.started}
         logs["tokens_per_second"] = logs["tokens"]/logs["seconds"]
     super(PPOTrainer, self).log(logs, start_time)
     if ours and self.is_world_process_zero():

@@ -452,3 +452,35 @@ def test_a_file_of_another_kind_is_refused(tmp_path):
     (tmp_path / "x.jsonl").write_text('{"prompt": "Hello"}\n')
     with pytest.raises(EvaluationError, match="record 1.*rl_prompt"):
         read_paper_samples(tmp_path / "x.jsonl")
+
+
+# ---- Elo
+
+
+def test_elo_gives_back_the_strengths_that_made_the_verdicts():
+    from cai_nb.evaluation import elo
+    known = {"a": 0.0, "b": 80.0, "c": -150.0, "d": 10.0}
+    made = {(x, y): np.full(50, 1 / (1 + 10 ** ((known[y] - known[x]) / 400))) for x in known for y in known if x < y}
+    found = elo(made, draws=20)
+    assert list(found) == list(known) and found["a"].mean == 0
+    assert all(abs(found[m].mean - known[m]) < 1.5 for m in known)
+    swapped = elo({(y, x): 1 - p for (x, y), p in made.items()}, draws=0)
+    assert all(abs(swapped[m].mean - swapped["a"].mean - known[m]) < 1.5 for m in known)
+
+
+def test_elo_intervals_are_over_prompts_and_cover():
+    from cai_nb.evaluation import elo
+    draw = np.random.default_rng(0)
+    p = 1 / (1 + 10 ** (-60 / 400))
+    held = [elo({("b", "a"): draw.random(100) < p}, draws=200, seed=s)["a"] for s in range(60)]
+    assert 0.85 <= np.mean([e.low <= -60 <= e.high for e in held]) <= 1
+    said = draw.random(40) < p
+    narrow, wide = (elo({("b", "a"): np.repeat(said, 9)}, groups, draws=200)["a"] for groups in (None, np.repeat(np.arange(40), 9)))
+    assert wide.n == 40 and wide.high - wide.low > 2 * (narrow.high - narrow.low)
+
+
+def test_a_model_that_always_wins_has_a_finite_score_and_one_model_alone_none():
+    from cai_nb.evaluation import EvaluationError, elo
+    assert 300 < elo({("b", "a"): np.zeros(30)}, draws=10)["a"].mean < 3000
+    with pytest.raises(EvaluationError, match="one pair"):
+        elo({})

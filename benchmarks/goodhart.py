@@ -1,0 +1,70 @@
+"""What a policy becomes when drift costs nothing: PPO against a run's own preference model, with β = 0 and with the recipe's β.
+
+    python benchmarks/goodhart.py [--run runs/laptop] [--rollouts 16] [--json OUT]
+
+Everything else is the recipe's: SL-CAI, prompts, preference model, answers a rollout; only the learning rate is three times as
+large, so that what would take a long run shows in a short one. The curves and answers to the same few prompts are kept. About 15
+minutes on two cores.
+"""
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+from bench import arguments, show, write
+
+from cai_nb.dialogue import CaiError
+from cai_nb.evaluation import boilerplate, distinct
+from cai_nb.model import lora_config
+from cai_nb.pipeline import Run, harmless_prompts, load_model, parts_of, ppo_arguments, prompts_of
+from cai_nb.ppo import PPOConfig, PPOTrainer
+from cai_nb.preference import PreferenceModel
+from cai_nb.recipe import load_recipe
+
+SHOWN = ("rollout", "reward", "kl", "entropy", "length", "finished", "clip_fraction", "explained_variance")
+
+
+def climb(run, beta, rollouts):
+    "One PPO run: its curves, its samples, and the last rollout's answers"
+    from transformers import PrinterCallback
+
+    recipe, o, work = run.recipe, run.recipe.ppo, Path(tempfile.mkdtemp())
+    lm = load_model(recipe, *parts_of(run, "sl-cai"))
+    prompts = prompts_of(run, "redteam", "train") + harmless_prompts(run)
+    data = [{**p, "prompt": [{"role": "user", "content": p["prompt"]}]} for p in prompts]
+    settings = {**ppo_arguments(recipe), "rollouts": rollouts, "kl_coef": beta, "learning_rate": 3 * o.learning_rate,
+                "lr_scheduler_type": "constant", "save_strategy": "no", "sample_rollouts": max(1, rollouts // 2), "num_samples": 6}  # fmt: skip
+    trainer = PPOTrainer(
+        lm, PreferenceModel.load(run.path("preference") / "model"), PPOConfig(str(work), **settings), data,
+        eval_dataset=data[:3] + data[-3:], peft_config=lora_config(lm.model.config.num_hidden_layers, o.lora_rank, o.lora_share),
+    )  # fmt: skip
+    trainer.remove_callback(PrinterCallback)
+    trainer.train()
+    curves = [{k: e[k] for k in SHOWN} for e in trainer.state.log_history if "rollout" in e]
+    samples = [json.loads(line) for line in (work / "samples.jsonl").read_text(encoding="utf-8").splitlines()]
+    samples = [{"rollout": s["rollout"], "prompt": s["prompt"][-1]["content"], "completion": s["completion"], "reward": s["raw"]} for s in samples]
+    return curves, samples, [r["completion"] for r in trainer.rows]
+
+
+def main():
+    args = arguments(__doc__, run={"default": "runs/laptop"}, rollouts={"type": int, "default": 16})
+    folder = Path(args.run)
+    if not (folder / "4-preference" / "done.json").exists():
+        sys.exit(f"goodhart: {folder} has no preference model; make it first: cai-nb run laptop --out {folder}")
+    run = Run(folder, load_recipe(folder / "recipe.yaml"))
+    runs, rows = {}, []
+    for beta in (0.0, run.recipe.ppo.kl):
+        curves, samples, said = climb(run, beta, args.rollouts)
+        runs[str(beta)] = {"curves": curves, "samples": samples}
+        rows.append({"beta": beta, **{f"{k}, last": round(curves[-1][k], 3) for k in ("reward", "kl", "entropy", "length")},
+                     "boilerplate": float(boilerplate(said).mean()), "distinct bigrams": distinct(said)})  # fmt: skip
+        show(rows[-1:])
+    write(args.json, runs=runs, rows=rows, model=run.recipe.model.name)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except CaiError as e:
+        sys.exit(f"goodhart: {e}")
