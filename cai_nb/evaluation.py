@@ -812,9 +812,9 @@ def elo(
     for k, (a, b) in enumerate(pairs):
         rows[k, models.index(a)], rows[k, models.index(b)] = 1, -1
 
-    def strengths(weights):  # of each answer; a weak prior (one point in a thousand) keeps a model that always wins finite
+    def strengths(weights):  # of each answer; a very weak prior keeps a model that always wins finite
         won, lost = p @ weights, (1 - p) @ weights
-        fit = LogisticRegression(C=100 / weights.sum(), fit_intercept=False, max_iter=500, tol=1e-6)
+        fit = LogisticRegression(C=1e4 / weights.sum(), fit_intercept=False, max_iter=500, tol=1e-6)
         fit.fit(np.concatenate([rows[:, 1:], rows[:, 1:]]), np.repeat([1, 0], len(rows)), np.concatenate([won, lost]) + 1e-9)
         return np.concatenate([[0.0], fit.coef_[0]]) * 400 / math.log(10)
 
