@@ -792,6 +792,7 @@ def preference_stage(run, folder):
         lora_share=p.lora_share,
         max_length=p.max_length,
         heldout=p.heldout,
+        heads=p.heads,
         label=run.recipe.feedback.label,
         seed=run.recipe.seed,
     )

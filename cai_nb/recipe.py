@@ -306,6 +306,7 @@ class PreferenceSection:
     lora_share: float = option(0.5, "share of the layers, from the top, that get an adapter", low=0.01, high=1)
     max_length: int = option(256, "longest dialogue, in tokens; longer pairs are counted and left out", low=16)
     heldout: float = option(0.2, "share of the comparisons kept for accuracy and calibration", low=0.01, high=0.9)
+    heads: str = option("kind", "kind: a score for each kind of prompt; one: one for all", choices=("kind", "one"))
     mix: tuple[str, ...] = option((), "pairs judged in advance, mixed in: a constitution's name, a file, hub:ORG/NAME")
     mix_label: float = option(0.9, "label of such a pair: how far who judged is to be trusted", low=0.5, high=1)
     mix_limit: int = option(0, "most pairs of each such source; 0: all", low=0)

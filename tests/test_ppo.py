@@ -292,8 +292,10 @@ def test_micro_batch_size_changes_nothing(tmp_path):
     assert farthest(runs[0], runs[1]) < 1e-6 and farthest(runs[0], runs[2]) < 1e-6
 
 
-def test_neighbours_and_padding_change_nothing(tmp_path):
-    run = trainer(tmp_path)
+@pytest.mark.parametrize("words", [(1, 2, 3, 5, 7, 8), (1, 50, 1, 25)])  # prompts of like length, and of very different ones
+def test_neighbours_and_padding_change_nothing(tmp_path, words):
+    data = [{"prompt": [{"role": "user", "content": " ".join(WORDS[k % len(WORDS)] for k in range(n))}], "want": "red"} for n in words]
+    run = trainer(tmp_path, data=data, per_device_train_batch_size=4)
     rows = run.rollout(0)
     for r in rows:
         alone = dict(r)
