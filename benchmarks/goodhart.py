@@ -1,10 +1,10 @@
 """What a policy becomes when drift costs nothing: PPO against a run's own preference model, with β = 0 and with the recipe's β.
 
-    python benchmarks/goodhart.py [--run runs/laptop] [--rollouts 16] [--json OUT]
+    python benchmarks/goodhart.py [--run runs/laptop] [--rollouts 12] [--keep DIR] [--json OUT]
 
 Everything else is the recipe's: SL-CAI, prompts, preference model, answers a rollout; only the learning rate is three times as
-large, so that what would take a long run shows in a short one. The curves and answers to the same few prompts are kept. About 15
-minutes on two cores.
+large, so that what would take a long run shows in a short one. The curves and answers to the same few prompts are kept. With --keep
+the two policies are kept as adapters. About ten minutes on two cores.
 """
 
 import json
@@ -25,7 +25,7 @@ from cai_nb.recipe import load_recipe
 SHOWN = ("rollout", "reward", "kl", "entropy", "length", "finished", "clip_fraction", "explained_variance")
 
 
-def climb(run, beta, rollouts):
+def climb(run, beta, rollouts, keep=None):
     "One PPO run: its curves, its samples, and the last rollout's answers"
     from transformers import PrinterCallback
 
@@ -41,6 +41,8 @@ def climb(run, beta, rollouts):
     )  # fmt: skip
     trainer.remove_callback(PrinterCallback)
     trainer.train()
+    if keep:
+        trainer.save_model(str(Path(keep) / f"beta-{beta:g}"))
     curves = [{k: e[k] for k in SHOWN} for e in trainer.state.log_history if "rollout" in e]
     samples = [json.loads(line) for line in (work / "samples.jsonl").read_text(encoding="utf-8").splitlines()]
     samples = [{"rollout": s["rollout"], "prompt": s["prompt"][-1]["content"], "completion": s["completion"], "reward": s["raw"]} for s in samples]
@@ -48,14 +50,14 @@ def climb(run, beta, rollouts):
 
 
 def main():
-    args = arguments(__doc__, run={"default": "runs/laptop"}, rollouts={"type": int, "default": 16})
+    args = arguments(__doc__, run={"default": "runs/laptop"}, rollouts={"type": int, "default": 12}, keep={})
     folder = Path(args.run)
     if not (folder / "4-preference" / "done.json").exists():
         sys.exit(f"goodhart: {folder} has no preference model; make it first: cai-nb run laptop --out {folder}")
     run = Run(folder, load_recipe(folder / "recipe.yaml"))
     runs, rows = {}, []
     for beta in (0.0, run.recipe.ppo.kl):
-        curves, samples, said = climb(run, beta, args.rollouts)
+        curves, samples, said = climb(run, beta, args.rollouts, args.keep)
         runs[str(beta)] = {"curves": curves, "samples": samples}
         rows.append({"beta": beta, **{f"{k}, last": round(curves[-1][k], 3) for k in ("reward", "kl", "entropy", "length")},
                      "boilerplate": float(boilerplate(said).mean()), "distinct bigrams": distinct(said)})  # fmt: skip

@@ -5,7 +5,8 @@
 The peer is `trl.experimental.ppo` of TRL 1.12.0, the last release that had it: its wheel is fetched from PyPI and goes first on
 the path of a subprocess. Each row is two fresh processes, one after the other: the same model (the default one, in float32), the
 same prompts, reward model, number of answers a rollout, longest answer, passes, LoRA layers and optimiser steps. The peer counts its
-minibatches wrongly (TRL issue 5645), so both take one minibatch a pass. Its critic is a model of its own, as it has to be there;
+minibatches wrongly (TRL issue 5645), so both take one minibatch a pass; and in the last batch of its data it steps after every
+micro-batch, so both get more prompts than they will use. Its critic is a model of its own, as it has to be there;
 ours is a head on the policy's trunk, and in one row a model of its own too. Time is that of `train()`, without loading; memory is the
 process's peak, everything in it. Then cost against response length and batch size, ours alone. About 15 minutes on two cores.
 """
@@ -79,7 +80,7 @@ def ours(s):
         learning_rate=1e-4 if s["lora"] else 3e-6,
     )  # fmt: skip
     trainer = PPOTrainer(
-        model, ModelReward(judge, tokenizer), args, questions(s["batch"] * s["rollouts"]), processing_class=tokenizer,
+        model, ModelReward(judge, tokenizer), args, questions(s["batch"] * (s["rollouts"] + 1)), processing_class=tokenizer,
         peft_config=adapter(model.config.num_hidden_layers) if s["lora"] else None,
         value_model=judge if s["own_critic"] else None,
     )  # fmt: skip
@@ -113,7 +114,7 @@ def peer(s):
     tokenizer.padding_side = "left"
     judge, _ = reward_model()
     value, _ = reward_model()
-    asked = [render(q["prompt"], tokenizer, add_generation_prompt=True) for q in questions(s["batch"] * s["rollouts"])]
+    asked = [render(q["prompt"], tokenizer, add_generation_prompt=True) for q in questions(s["batch"] * (s["rollouts"] + 1))]
     data = Dataset.from_list([{"input_ids": tokenizer(t, add_special_tokens=False)["input_ids"]} for t in asked])
     args = PPOConfig(
         output_dir=tempfile.mkdtemp(), total_episodes=s["batch"] * s["rollouts"], per_device_train_batch_size=s["micro"],
@@ -161,6 +162,8 @@ def compare(name, rollouts, theirs=None, **settings):
     "A row, and what the peer measured"
     a, b = apart("ours", rollouts=rollouts, **settings), theirs or apart("peer", rollouts=rollouts, **{**settings, "own_critic": True})
     each = [x["seconds"] / x["episodes"] for x in (a, b)]
+    if a["steps"] != b["steps"]:
+        sys.exit(f"ppo: {a['steps']} optimiser steps here, {b['steps']} there: not the same work")
     row = {"name": name, "time_ratio": each[0] / each[1], "memory_ratio": a["gib"] / b["gib"], "seconds an episode": each[0],
            "peer's": each[1], "GiB": a["gib"], "peer's GiB": b["gib"], "steps": a["steps"], "peer's steps": b["steps"],
            "neither sampling nor passes": a["rest"]}  # fmt: skip

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['COMMANDS', 'HANDLERS', 'explain', 'Parser', 'run_options', 'parser', 'resolve', 'run_command', 'say', 'columns',
            'chat_models', 'answer', 'chat_command', 'requirements', 'check_packages', 'check_machine', 'doctor_command',
-           'recipe_command', 'warm_up_command', 'sample_command', 'blind_command', 'compare_command', 'calm', 'main']
+           'recipe_command', 'warm_up_command', 'sample_command', 'blind_command', 'compare_command', 'figures_command',
+           'calm', 'main']
 
 # %% ../nbs/10c_command.ipynb #d0c41e8a
 import argparse
@@ -82,6 +83,7 @@ COMMANDS = {
     "sample": "answers of models or runs to prompts, one line each, for anybody to read",
     "blind": "a reading sheet of such answers with the models hidden, and its key; with --marks: who was preferred",
     "compare": "what differs between two runs: recipes, win rates, answers, with intervals",
+    "figures": "the paper's figures from a run folder; from several, also what each change did",
     "doctor": "look at versions, device, cache and disk; say what is missing",
 }
 
@@ -126,6 +128,9 @@ def parser():
             sub.add_argument(
                 "--dry-run", action="store_true", help="print the plan: counts, tokens, memory, hours; run nothing"
             )
+            sub.add_argument(
+                "--from", metavar="RUN", dest="source", help="take over this run's stages where the recipe would make the same"
+            )
         if name == "chat":
             sub.add_argument(
                 "target", metavar="MODEL_OR_RUN", help="default, a hub id, a model folder, or a run folder"
@@ -153,6 +158,10 @@ def parser():
         if name == "compare":
             sub.add_argument("runs", nargs=2, metavar="RUN", help="two run folders with an evaluation")
             sub.add_argument("--policy", default="rl-cai", choices=("start", "sl-cai", "rl-cai"), help="whose answers (default: %(default)s)")
+        if name == "figures":
+            sub.add_argument("runs", nargs="+", metavar="RUN", help="run folders; the figures are about the first, compared with the others")
+            sub.add_argument("--out", metavar="DIR", help="where PNG and CSV files go (default: RUN/figures)")
+            sub.add_argument("--only", action="append", default=[], metavar="NAME", help="this figure only; may be given many times")
         if name == "doctor":
             sub.add_argument("--fetch", action="store_true", help="fetch the default model if it is not in the cache")
         sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
@@ -183,7 +192,8 @@ def run_command(args):
         print(f"report: {report(Run(out, load_recipe(out)))}")
         return 0
     stages = None if args.command == "run" else [args.command]
-    run_recipe(recipe, out, stages, args.typed, args.force_new, note=say)
+    run_recipe(recipe, out, stages, args.typed, args.force_new, note=say,
+               source=getattr(args, "source", None))
     return 0
 
 
@@ -390,6 +400,16 @@ def compare_command(args):
     return 0
 
 
+def figures_command(args):
+    "Figures of runs"
+    from cai_nb.figures import draw_figures
+
+    made = draw_figures(args.runs, args.out, note=say, only=args.only)
+    if not made:
+        raise RunError("no figure could be drawn; the lines above say what each of them is missing")
+    return 0
+
+
 HANDLERS = {
     "recipe": recipe_command,
     "warm-up": warm_up_command,
@@ -398,6 +418,7 @@ HANDLERS = {
     "sample": sample_command,
     "blind": blind_command,
     "compare": compare_command,
+    "figures": figures_command,
 }
 
 # %% ../nbs/10c_command.ipynb #f0f9b7ad

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['HARMLESS', 'POLICIES', 'JUDGE_LAYERS', 'QUESTIONS', 'STAGES', 'RunError', 'write_text', 'write_json', 'read_json',
            'Stage', 'Run', 'inputs', 'put_aside', 'is_done', 'run_stage', 'reset_memory', 'let_go', 'memory_peak',
-           'made_with', 'machine', 'fingerprints', 'constitution_of', 'check_room', 'same_recipe', 'open_run', 'locked',
-           'choose_prompts', 'longest_prompt', 'make_prompts', 'prompts_of', 'harmless_prompts', 'parts_of',
+           'made_with', 'machine', 'fingerprints', 'constitution_of', 'check_room', 'same_recipe', 'open_run', 'branch',
+           'locked', 'choose_prompts', 'longest_prompt', 'make_prompts', 'prompts_of', 'harmless_prompts', 'parts_of',
            'critic_adapter', 'lesson_mark', 'shipped_critic', 'make_critic', 'critic_parts', 'load_model', 'model_of',
            'revision_stage', 'whole_sentences', 'helpful_answers', 'sft_stage', 'save_metrics', 'feedback_stage',
            'revised_pairs', 'by_constitution', 'labeller', 'layers_of', 'label_check', 'preference_stage',
-           'ppo_arguments', 'ppo_stage', 'meter', 'evaluation_stage', 'evaluation_judges', 'check', 'expected',
+           'ppo_arguments', 'ppo_stage', 'diary', 'meter', 'evaluation_stage', 'evaluation_judges', 'check', 'expected',
            'run_recipe', 'report', 'main']
 
 # %% ../nbs/10_pipeline.ipynb #8cf8d1f9
@@ -336,6 +336,32 @@ def open_run(
         half.write_text(text, encoding="utf-8")
         half.replace(old)
     return Run(folder, recipe, note=note)
+
+# %% ../nbs/10_pipeline.ipynb #9c2894d0
+def branch(run, source):
+    "Take over from the run folder `source` the stages that this run's recipe would make in the same way; their names"
+    other = Run(source, load_recipe(Path(source) / "recipe.yaml"))
+    same_recipe(other.folder / "recipe.yaml", other.recipe, fingerprints(other.recipe), other.folder)  # its texts
+    changed = {k.split(".")[0] for k in differences(other.recipe, run.recipe)}
+    if shared := sorted(changed - {s.name for s in run.steps}):
+        raise RunError(f"{other.folder} differs in {', '.join(shared)}, which every stage depends on: nothing of it can be "
+                       "taken over. Leave --from away")
+    taken = []
+    for stage in run.steps:
+        if stage.name not in changed and all(n in taken for n in stage.needs) and is_done(other, stage):
+            taken.append(stage.name)
+            if not run.path(stage.name).exists():
+                shutil.copytree(other.path(stage.name), run.path(stage.name))
+    for name in ("prompts.jsonl", "facts.json"):
+        if (other.folder / name).exists() and not (run.folder / name).exists():
+            shutil.copy(other.folder / name, run.folder / name)
+    answers, mine = other.path("evaluation") / "records.jsonl", run.path("evaluation")
+    if "evaluation" not in changed and not mine.exists() and answers.exists():
+        same = [which for which, stages in POLICIES.items() if all(s in taken for s in stages)]
+        kept = [line for line in answers.read_text(encoding="utf-8").splitlines() if json.loads(line)["model"] in same]
+        write_text(mine / "records.jsonl", "".join(line + "\n" for line in kept))
+    run.note(f"taken over from {other.folder}: {', '.join(taken) or 'the prompts'}")
+    return taken
 
 # %% ../nbs/10_pipeline.ipynb #581fbfd7
 @contextmanager
@@ -844,6 +870,7 @@ def ppo_stage(run, folder):
     from cai_nb.model import lora_config
     from cai_nb.ppo import PPOConfig, PPOTrainer
     from cai_nb.preference import PreferenceModel
+    from cai_nb.prompts import Records
 
     o, work = run.recipe.ppo, folder / "work"
     work.mkdir(parents=True, exist_ok=True)
@@ -855,6 +882,7 @@ def ppo_stage(run, folder):
     args = PPOConfig(str(work), **ppo_arguments(run.recipe))
     trainer = PPOTrainer(lm, reward, args, data, peft_config=adapter, callbacks=[meter(o.updates)])
     trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(diary(trainer, Records(folder / "rollouts.jsonl")))
     trainer.train(resume_from_checkpoint=True)
     trainer.save_model(str(folder / "model"))
     log = [entry for entry in trainer.state.log_history if "rollout" in entry]
@@ -863,6 +891,23 @@ def ppo_stage(run, folder):
     shutil.rmtree(work)
     ends = {f"{k}_{when}": round(log[at][k], 3) for k in ("reward", "kl") for when, at in (("first", 0), ("last", -1))}
     return save_metrics(folder, {"log": log, "steps": trainer.state.global_step}, answers=len(log) * o.prompts, **ends)
+
+# %% ../nbs/10_pipeline.ipynb #3748d633
+def diary(trainer, records):
+    "A trainer callback that keeps every answer that was learnt from, with its reward: what PPO climbed can be read"
+    from transformers import TrainerCallback
+
+    class Diary(TrainerCallback):
+        def on_log(self, args, state, control, logs=None, **kwargs):
+            if logs and "rollout" in logs:
+                n = logs["rollout"]
+                rows = [(f"{n}-{r['row']}", r) for r in trainer.rows]  # a rollout made again after a kill is the same
+                records.extend({"id": key, "rollout": n, "prompt_id": r.get("id", ""), "kind": r.get("kind", ""),
+                                **{k: r[k] for k in ("prompt", "completion", "finished")}, "reward": float(r["raw"]),
+                                "kl": float((r["old_logprobs"] - r["ref_logprobs"]).sum())}
+                               for key, r in rows if key not in records.ids)
+
+    return Diary()
 
 # %% ../nbs/10_pipeline.ipynb #f061c8c3
 def meter(rollouts):
@@ -977,10 +1022,13 @@ def run_recipe(
     command="",  # what was typed, for the record
     force_new=False,  # put a folder of another recipe aside
     note=print,  # where lines of progress go
+    source=None,  # run folder whose stages are taken over where they are the same: `branch`
 ):
     "Run a recipe's stages in a run folder, each unless it is done, and write the report. Gives back the `Run`"
     with locked(open_run(recipe, out, command, force_new, note).folder):
         run = Run(out, recipe, note=note)
+        if source:
+            branch(run, source)
         chosen = [run.stage(name) for name in stages] if stages else run.steps
         for i, stage in enumerate(chosen, 1):
             ahead = expected(run)

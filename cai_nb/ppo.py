@@ -26,10 +26,10 @@ from torch.utils.data import DataLoader
 from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, Trainer
 from transformers import TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer_utils import EvalPrediction
-from .dialogue import CaiError, assistant, render, user
+from .dialogue import assistant, render, user
 from .model import FromUniform, give_back, load_pretrained
 from .ppo_math import PPOError, RewardError, AdaptiveKL, entropy, explained_variance, gae, kl_k1, kl_k3, masked_mean
-from .ppo_math import masked_whiten, optimal_policy, policy_loss, token_rewards, value_loss
+from .ppo_math import masked_whiten, policy_loss, token_rewards, value_loss
 
 # %% ../nbs/08a_ppo_trainer.ipynb #b6c7c338
 def _upcast(x): return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
@@ -114,14 +114,13 @@ class ValueModel(nn.Module):
 
     @classmethod
     def start(cls,
-              source,            # a `PreferenceModel`, a sequence-classification model, or the folder of either
+              source,            # a `PreferenceModel`, a sequence-classification model, or a folder of the latter
               vocabulary: int,   # of the policy: the critic reads the same ids
               peft_config=None): # train an adapter named `critic`; None: train everything
         "A value model that begins with a preference model's trunk and opinion"
         from transformers import AutoModelForSequenceClassification
         if isinstance(source, (str, Path)) and (Path(source)/"preference.json").exists():
-            from cai_nb.preference import PreferenceModel
-            source = PreferenceModel.load(source, dtype=None if peft_config else "float32")
+            raise PPOError(f"{source} is a preference model's folder: give the model itself, value_model=PreferenceModel.load({str(source)!r}).")
         elif isinstance(source, (str, Path)): source = AutoModelForSequenceClassification.from_pretrained(source)
         model = source if isinstance(source, nn.Module) else source.model
         if not hasattr(model, "score"):

@@ -582,7 +582,7 @@ def test_updates_end_when_one_has_gone_too_far(tmp_path):
     for run in (free, held):
         counted = []
         run.add_callback(type("Watch", (TrainerCallback,), {
-            "on_step_end": lambda self, args, state, control, model=None, **kw: counted.append(parameters(run))})())
+            "on_step_end": lambda self, args, state, control, run=run, counted=counted, **kw: counted.append(parameters(run))})())
         run.train()
         steps.append(counted)
         assert run.state.global_step == 5
