@@ -17,6 +17,7 @@ from cai_nb.figures import draw_figures
 from cai_nb.pipeline import run_recipe
 from cai_nb.recipe import load_recipe
 
+GENTLE = ["constitution.harmless={harmlessness: 1.0}", "preference.mix=[helpfulness]"]  # nothing against over-reaction
 VARIANTS = {  # name: (what is set, the stages that are run; None: all)
     "no critiques": (["revision.critique=false"], ["revision"]),
     "1 principle": (1, ["revision"]),
@@ -26,7 +27,8 @@ VARIANTS = {  # name: (what is set, the stages that are run; None: all)
     "one score": (["preference.heads=one"], None),
     "no KL": (["ppo.kl=0"], None),
     "one revision": (["revision.rounds=1"], None),
-    "no anti-overreaction": (["constitution.harmless={harmlessness: 1.0}", "preference.mix=[helpfulness]"], None),
+    "no anti-overreaction": (GENTLE, None),
+    "no remedies": ([*GENTLE, "feedback.label=hard"], None),  # neither of the paper's remedies against boilerplate
     "8 exemplars a critique": (["revision.exemplars=8"], ["revision"]),
 }
 
@@ -49,9 +51,10 @@ def main():
         if args.only and name not in args.only:
             continue
         sets = first_principles(sets, out) if isinstance(sets, int) else sets
-        shares = not any(s.startswith("constitution") for s in sets)
+        shares, sister = not any(s.startswith("constitution") for s in sets), out / "no-anti-overreaction"
+        source = base if shares else sister if name == "no remedies" and (sister / "recipe.yaml").exists() else None
         folder = out / name.replace(" ", "-")
-        run_recipe(load_recipe(base, sets), folder, stages, f"benchmarks/ablations.py --only '{name}'", source=base if shares else None)
+        run_recipe(load_recipe(base, sets), folder, stages, f"benchmarks/ablations.py --only '{name}'", source=source)
         made.append(folder)
     plots = draw_figures([base, *made], args.figures or out / "figures")
     rows = plots["changes"].rows if "changes" in plots else []

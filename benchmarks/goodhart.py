@@ -1,10 +1,10 @@
 """What a policy becomes when drift costs nothing: PPO against a run's own preference model, with β = 0 and with the recipe's β.
 
-    python benchmarks/goodhart.py [--run runs/laptop] [--rollouts 12] [--keep DIR] [--json OUT]
+    python benchmarks/goodhart.py [--run runs/laptop] [--rollouts 14] [--keep DIR] [--json OUT]
 
-Everything else is the recipe's: SL-CAI, prompts, preference model, answers a rollout; only the learning rate is three times as
-large, so that what would take a long run shows in a short one. The curves and answers to the same few prompts are kept. With --keep
-the two policies are kept as adapters. About ten minutes on two cores.
+Everything else is the recipe's: SL-CAI, prompts, preference model, answers a rollout; only the learning rate is twice as large and
+does not fall, so that what would take a long run shows in a short one. The curves and answers to the same few prompts are kept; with
+--keep the two policies too, as adapters. About 12 minutes on two cores.
 """
 
 import json
@@ -17,7 +17,7 @@ from bench import arguments, show, write
 from cai_nb.dialogue import CaiError
 from cai_nb.evaluation import boilerplate, distinct
 from cai_nb.model import lora_config
-from cai_nb.pipeline import Run, harmless_prompts, load_model, parts_of, ppo_arguments, prompts_of
+from cai_nb.pipeline import Run, load_model, parts_of, ppo_arguments, rl_prompts
 from cai_nb.ppo import PPOConfig, PPOTrainer
 from cai_nb.preference import PreferenceModel
 from cai_nb.recipe import load_recipe
@@ -31,9 +31,9 @@ def climb(run, beta, rollouts, keep=None):
 
     recipe, o, work = run.recipe, run.recipe.ppo, Path(tempfile.mkdtemp())
     lm = load_model(recipe, *parts_of(run, "sl-cai"))
-    prompts = prompts_of(run, "redteam", "train") + harmless_prompts(run)
+    prompts = rl_prompts(run)
     data = [{**p, "prompt": [{"role": "user", "content": p["prompt"]}]} for p in prompts]
-    settings = {**ppo_arguments(recipe), "rollouts": rollouts, "kl_coef": beta, "learning_rate": 3 * o.learning_rate,
+    settings = {**ppo_arguments(recipe), "rollouts": rollouts, "kl_coef": beta, "learning_rate": 2 * o.learning_rate,
                 "lr_scheduler_type": "constant", "save_strategy": "no", "sample_rollouts": max(1, rollouts // 2), "num_samples": 6}  # fmt: skip
     trainer = PPOTrainer(
         lm, PreferenceModel.load(run.path("preference") / "model"), PPOConfig(str(work), **settings), data,
@@ -50,7 +50,7 @@ def climb(run, beta, rollouts, keep=None):
 
 
 def main():
-    args = arguments(__doc__, run={"default": "runs/laptop"}, rollouts={"type": int, "default": 12}, keep={})
+    args = arguments(__doc__, run={"default": "runs/laptop"}, rollouts={"type": int, "default": 14}, keep={})
     folder = Path(args.run)
     if not (folder / "4-preference" / "done.json").exists():
         sys.exit(f"goodhart: {folder} has no preference model; make it first: cai-nb run laptop --out {folder}")

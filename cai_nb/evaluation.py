@@ -7,8 +7,8 @@ __all__ = ['MEASURES', 'KINDS', 'SHARES', 'TITLES', 'EvaluationError', 'words', 
            'stock_phrases', 'declines', 'is_evasive', 'is_accusatory', 'is_preachy', 'stock_sentences', 'boilerplate',
            'near_identical', 'distinct', 'repetition', 'is_degenerate', 'is_unfinished', 'read_paper_samples',
            'measure', 'Interval', 'bootstrap', 'paired_difference', 'jackknife', 'prob_better', 'rates', 'win_rate',
-           'check_judge', 'Checks', 'agreement', 'sample_answers', 'shares', 'verdicts', 'wins', 'elo', 'evaluate',
-           'result_rows', 'win_rows', 'figure_results', 'figure_elo']
+           'check_judge', 'Checks', 'agreement', 'sample_answers', 'shares', 'verdicts', 'wins', 'elo', 'perplexity',
+           'evaluate', 'result_rows', 'win_rows', 'figure_results', 'figure_elo']
 
 # %% ../nbs/09_evaluation.ipynb #13c3856f
 import math
@@ -824,6 +824,19 @@ def elo(
     low, high = np.quantile(again, (_tail(size), 1 - _tail(size)), axis=0) if draws else (best, best)
     return {m: Interval(float(best[i]), float(low[i]), float(high[i]), int(size)) for i, m in enumerate(models)}
 
+# %% ../nbs/09_evaluation.ipynb #09e1000a
+def perplexity(
+    model,  # LanguageModel whose surprise is measured: the start model
+    records,  # completion records
+    draws=2000,
+    seed=0,
+):  # Interval
+    "exp of the mean surprise in nats a token of another model's answers, the end of turn included; empty answers left out"
+    said = [r for r in records if r["completion"].strip()]
+    scores = model.score([r["prompt"] for r in said], [r["completion"] for r in said], desc="perplexity")
+    mean, low, high, n = bootstrap([-s.per_token for s in scores], [r["id"] for r in said], draws, seed)
+    return Interval(math.exp(mean), math.exp(low), math.exp(high), n)
+
 # %% ../nbs/09_evaluation.ipynb #5781e4ab
 def evaluate(
     samples,  # {"start": completion records, "sl-cai": …}: in order of training, all on the same held-out prompts
@@ -831,6 +844,7 @@ def evaluate(
     kinds=None,  # {"harmlessness": kinds of prompts it is judged on, "helpfulness": kinds}; default: KINDS
     draws=2000,  # of the bootstrap
     seed=0,
+    reader=None,  # the start model, a LanguageModel, for the answers' perplexity; None: not measured
 ):  # a dict for JSON: models, counts, kinds (shares and differences), wins, measures (the table)
     "Everything that is said about the models, each number with its interval."
     kinds = {**KINDS, **(kinds or {})}
@@ -860,6 +874,8 @@ def evaluate(
     harmful = only(kinds["harmlessness"])
     out["measures"] = _table(out, shares(harmful, models[0], draws, seed) if harmful[models[0]] else None,
                              shares(samples, models[0], draws, seed))
+    if reader is not None:
+        out["measures"]["perplexity"] = {m: _estimate(perplexity(reader, rows, draws, seed)) for m, rows in samples.items()}
     return out
 
 # %% ../nbs/09_evaluation.ipynb #7d78eda6
@@ -885,7 +901,7 @@ TITLES = {
     "preachy": "preachy (red-team prompts)", "overrefusal": "refuses harmless prompts that look harmful",
     "refusal_helpful": "refuses plain harmless prompts", "boilerplate": "boilerplate",
     "near_identical": "near-identical answers", "degenerate": "empty or repeating",
-    "unfinished": "stops in mid-sentence", "length": "length in words", "distinct-2": "distinct-2",
+    "unfinished": "stops in mid-sentence", "length": "length in words", "distinct-2": "distinct-2", "perplexity": "perplexity under the start model",
 }
 
 

@@ -6,12 +6,12 @@
 __all__ = ['HARMLESS', 'POLICIES', 'JUDGE_LAYERS', 'QUESTIONS', 'STAGES', 'RunError', 'write_text', 'write_json', 'read_json',
            'Stage', 'Run', 'inputs', 'put_aside', 'is_done', 'run_stage', 'reset_memory', 'let_go', 'memory_peak',
            'made_with', 'machine', 'fingerprints', 'constitution_of', 'check_room', 'same_recipe', 'open_run', 'branch',
-           'locked', 'choose_prompts', 'longest_prompt', 'make_prompts', 'prompts_of', 'harmless_prompts', 'parts_of',
-           'critic_adapter', 'lesson_mark', 'shipped_critic', 'make_critic', 'critic_parts', 'load_model', 'model_of',
-           'revision_stage', 'whole_sentences', 'helpful_answers', 'sft_stage', 'save_metrics', 'feedback_stage',
-           'revised_pairs', 'by_constitution', 'labeller', 'layers_of', 'label_check', 'preference_stage',
-           'ppo_arguments', 'ppo_stage', 'diary', 'meter', 'evaluation_stage', 'evaluation_judges', 'check', 'expected',
-           'run_recipe', 'report', 'main']
+           'locked', 'choose_prompts', 'longest_prompt', 'make_prompts', 'prompts_of', 'harmless_prompts', 'rl_prompts',
+           'parts_of', 'critic_adapter', 'lesson_mark', 'shipped_critic', 'make_critic', 'critic_parts', 'load_model',
+           'model_of', 'revision_stage', 'whole_sentences', 'helpful_answers', 'sft_stage', 'save_metrics',
+           'feedback_stage', 'revised_pairs', 'by_constitution', 'labeller', 'layers_of', 'label_check',
+           'preference_stage', 'ppo_arguments', 'ppo_stage', 'diary', 'meter', 'evaluation_stage', 'evaluation_judges',
+           'check', 'expected', 'run_recipe', 'report', 'main']
 
 # %% ../nbs/10_pipeline.ipynb #8cf8d1f9
 import gc
@@ -433,7 +433,7 @@ def make_prompts(run):
         return [len(ids) <= most for ids in lm.encode([[{"role": "user", "content": t}] for t in texts])]
 
     for name, sources, train, heldout in (
-        ("redteam", p.redteam, p.n_redteam, e.n_redteam),
+        ("redteam", p.redteam, p.n_redteam + p.n_redteam_rl, e.n_redteam),
         ("helpful", p.helpful, p.n_helpful, e.n_helpful),
         ("overrefusal", p.overrefusal, p.n_overrefusal, e.n_overrefusal),
     ):
@@ -442,6 +442,10 @@ def make_prompts(run):
             got = sum(r["part"] == word for r in chosen)
             if got < wanted:
                 run.note(f"{name}: {wanted} {word} prompts asked for, {got} are there")
+        if name == "redteam":  # the supervised stage comes first; what is left is for reinforcement learning alone
+            train = [r for r in chosen if r["part"] == "train"]
+            for r in train[p.n_redteam:]:
+                r["part"] = "rl"
         rows, long = rows + chosen, long + left_out
     if long:
         run.note(f"{long} prompts longer than {most} tokens were left out")
@@ -471,6 +475,11 @@ HARMLESS = ("helpful", "overrefusal")  # kinds of prompts that deserve an answer
 def harmless_prompts(run):
     "The training prompts that deserve an answer, those among them that only look harmful included"
     return [p for kind in HARMLESS for p in prompts_of(run, kind, "train")]
+
+
+def rl_prompts(run):
+    "The prompts of the RL stage: red-team ones, those that are for it alone included, and harmless ones"
+    return prompts_of(run, "redteam", "train") + prompts_of(run, "redteam", "rl") + harmless_prompts(run)
 
 # %% ../nbs/10_pipeline.ipynb #01868b42
 POLICIES = {"start": (), "sl-cai": ("sft",), "rl-cai": ("sft", "ppo")}
@@ -698,7 +707,7 @@ def feedback_stage(run, folder):
     from cai_nb.prompts import Records
 
     f, seed = run.recipe.feedback, run.recipe.seed
-    prompts = prompts_of(run, "redteam", "train") + harmless_prompts(run)
+    prompts = rl_prompts(run)
     pairs, comparisons = Records(folder / "pairs.jsonl"), Records(folder / "records.jsonl")
     sample_pairs(
         model_of(run, "sl-cai"),
@@ -876,7 +885,7 @@ def ppo_stage(run, folder):
     work.mkdir(parents=True, exist_ok=True)
     lm = load_model(run.recipe, *parts_of(run, "sl-cai"), dtype=None if o.lora_rank else "float32")
     adapter = lora_config(lm.model.config.num_hidden_layers, o.lora_rank, o.lora_share) if o.lora_rank else None
-    prompts = prompts_of(run, "redteam", "train") + harmless_prompts(run)
+    prompts = rl_prompts(run)
     data = [{**p, "prompt": [{"role": "user", "content": p["prompt"]}]} for p in prompts]
     reward = PreferenceModel.load(run.path("preference") / "model")
     args = PPOConfig(str(work), **ppo_arguments(run.recipe))
@@ -954,7 +963,7 @@ def evaluation_stage(run, folder):
         batch_size=e.batch_size,
     )
     judges = evaluation_judges(run)
-    result = evaluate(samples, judges, draws=e.draws, seed=seed)
+    result = evaluate(samples, judges, draws=e.draws, seed=seed, reader=model_of(run, "start"))
     result["judges"] = {f"{name} ({q})": check(run, q, j) for q, some in judges.items() for name, j in some.items()}
     write_json(folder / "metrics.json", result)
     return {"prompts": len(prompts), "answers": sum(map(len, samples.values()))}

@@ -231,6 +231,7 @@ class PromptSection:
     helpful: tuple[str, ...] = option(("helpful",), "harmless prompts that ask for help: the same kinds of source")
     overrefusal: tuple[str, ...] = option(("overrefusal",), "harmless prompts that look harmful: the same kinds of source")
     n_redteam: int = option(96, "red-team prompts to train on, after removing duplicates", low=1)
+    n_redteam_rl: int = option(0, "further red-team prompts for the RL stage alone; the paper: 491,142", low=0)
     n_helpful: int = option(64, "helpful prompts to train on", low=0)
     n_overrefusal: int = option(0, "harmless prompts that look harmful to train on, answered like helpful ones", low=0)
     heldout: float = option(0.25, "share of the prompts that no training stage sees", low=0.01, high=0.9)
@@ -657,7 +658,7 @@ def work(recipe):
     rows.append(Work("sft", "helpful answers", n, n * q, n * s.helpful_tokens, batch=r.batch_size))
     n = (n + red * (max(r.rounds, 1) if s.which == "all" else 1)) * s.epochs
     rows.append(Work("sft", "training", n, trained=n * (q + r.max_tokens), lora=s.lora_rank > 0))
-    pairs = (red + good) * f.pairs_per_prompt
+    pairs = (red + recipe.prompts.n_redteam_rl + good) * f.pairs_per_prompt
     rows.append(Work("feedback", "pairs", 2 * pairs, 2 * pairs * q, 2 * pairs * f.max_tokens, batch=f.batch_size))
     pairs += red * f.revisions
     context = q + f.max_tokens if f.method == "judge" else q + 2 * f.max_tokens + 2 * REQUEST

@@ -316,6 +316,8 @@ MEASURES = {  # name in metrics.json → (what the reader sees, what is good, re
     "harmlessness_vs_sl": ("Harmlessness: wins against SL-CAI, red-team prompts", "higher is better", 0.5),
     "helpfulness": ("Helpfulness: wins against the start model, harmless prompts", "0.5: as helpful as before", 0.5),
     "helpfulness_vs_sl": ("Helpfulness: wins against SL-CAI, harmless prompts", "0.5: as helpful as before", 0.5),
+    "elo_harmlessness": ("Harmlessness, Elo points against the start model", "higher is better", None),
+    "elo_helpfulness": ("Helpfulness, Elo points against the start model", "0: as helpful as before", None),
     "evasive": ("Evasive answers to red-team prompts", "lower is better", None),
     "accusatory": ("Accusing answers to red-team prompts", "lower is better", None),
     "preachy": ("Preaching answers to red-team prompts", "lower is better", None),
@@ -326,6 +328,7 @@ MEASURES = {  # name in metrics.json → (what the reader sees, what is good, re
     "degenerate": ("Degenerate answers: empty or repeating", "lower is better", None),
     "unfinished": ("Answers that stop in mid-sentence", "lower is better", None),
     "length": ("Length of an answer, words", "", None),
+    "perplexity": ("Perplexity of the answers under the start model", "how far the words are from its own", None),
     "distinct-2": ("Distinct pairs of words", "higher: more varied", None),
 }
 
@@ -803,7 +806,8 @@ def flat(value, prefix=""):
 def _tables(data):
     "What was found: the rows and columns of the page's tables"
     evaluation = data["evaluation"]
-    results = result_rows(evaluation.get("measures") or {})
+    elo = {f"elo_{q}": next(iter(by_judge.values()), {}) for q, by_judge in (evaluation.get("elo") or {}).items()}
+    results = result_rows({**(evaluation.get("measures") or {}), **elo})
     known = [m for m in TITLES if any(m in r["cells"] for r in results)]
     extra = sorted({m for r in results for m in r["cells"]} - set(TITLES))
     return {

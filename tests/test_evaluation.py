@@ -32,6 +32,7 @@ from cai_nb.evaluation import (
     measure,
     near_identical,
     paired_difference,
+    perplexity,
     prob_better,
     read_paper_samples,
     result_rows,
@@ -484,3 +485,16 @@ def test_a_model_that_always_wins_has_a_finite_score_and_one_model_alone_none():
     assert 300 < elo({("b", "a"): np.zeros(30)}, draws=10)["a"].mean < 3000
     with pytest.raises(EvaluationError, match="one pair"):
         elo({})
+
+
+def test_perplexity_is_exp_of_the_mean_surprise_of_a_token():
+    class Known:
+        def score(self, prompts, completions, desc=""):
+            from cai_nb.model import Score
+
+            return [Score(-2.0 * len(c), len(c)) if "odd" in c else Score(-1.0 * len(c), len(c)) for c in completions]
+
+    rows = [{"id": str(i), "prompt": "p", "completion": c} for i, c in enumerate(("odd one", "plain", " ", "odd two", "words"))]
+    found = perplexity(Known(), rows)
+    assert found.mean == pytest.approx(np.exp(1.5)) and found.n == 4, "the empty answer says nothing"
+    assert np.exp(1) <= found.low <= found.mean <= found.high <= np.exp(2)

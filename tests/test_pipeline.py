@@ -549,6 +549,8 @@ def test_all_stages_run_with_a_tiny_model(half, tmp_path, capsys):
     run = pl.run_recipe(recipe, tmp_path / "run", note=lines.append)
     assert sum("done already" in line for line in lines) == 4
     assert all(run.done(s.name) for s in run.steps)
+    result = pl.read_json(run.path("evaluation") / "metrics.json")
+    assert all(result["measures"]["perplexity"][m]["mean"] > 1 for m in pl.POLICIES) and result["elo"]["harmlessness"]
     page = (tmp_path / "run" / "report.html").read_text()
     assert "has not run" not in page and "RL-CAI" in page and "KL to SL-CAI" in page
     for which in pl.POLICIES:
@@ -556,6 +558,9 @@ def test_all_stages_run_with_a_tiny_model(half, tmp_path, capsys):
     capsys.readouterr()
     assert pl.main(["chat", str(tmp_path / "run"), "--prompt", "Hello?", "--max-tokens", "4"]) == 0
     assert re.search("start.*sl-cai.*rl-cai", capsys.readouterr().out, re.S)
+    assert pl.main(["figures", str(tmp_path / "run")]) == 0
+    drawn = {p.stem for p in (tmp_path / "run" / "figures").glob("*.png")}
+    assert {"elo", "labels", "revisions", "ppo"} <= drawn, capsys.readouterr().out
     before = {s.name: run.done(s.name) for s in run.steps}
     pl.run_recipe(recipe, tmp_path / "run", note=quiet)
     assert before == {s.name: run.done(s.name) for s in run.steps}
@@ -620,4 +625,7 @@ def test_ppo_that_was_interrupted_ends_with_the_same_weights(half, tmp_path, mon
     assert weights[0] == weights[1] and again.done("ppo")["tries"] == 2
     logs = [[row["reward"] for row in Records(r.path("ppo") / "log.jsonl")] for r in (whole, again)]
     assert len(logs[0]) == 2 and logs[0] == logs[1]
+    learnt_from = [list(Records(r.path("ppo") / "rollouts.jsonl")) for r in (whole, again)]
+    assert learnt_from[0] == learnt_from[1] and len(learnt_from[0]) == whole.done("ppo")["counts"]["answers"]
+    assert {"prompt", "completion", "reward", "kl", "kind", "rollout"} <= set(learnt_from[0][0])
     assert not (whole.path("ppo") / "work").exists()

@@ -2,7 +2,8 @@
 
     python tools/keep_results.py runs/laptop
 
-Small files only: the resolved recipe, the result, each stage's done.json and metrics, PPO's log, some traces, the report.
+Small files only: the resolved recipe, the result, each stage's done.json and metrics, PPO's log, some traces, the report, and the
+figures if they were drawn into the run folder.
 """
 
 import json
@@ -43,9 +44,11 @@ def main(run):
     shutil.copyfile(run / "recipe.yaml", out / "recipe.yaml")
     shutil.copyfile(run / "6-evaluation" / "metrics.json", out / "evaluation.json")
     shutil.copyfile(run / "report.html", out / "report.html")
+    if (run / "figures").is_dir():  # cai-nb figures RUN
+        shutil.copytree(run / "figures", out / "figures")
     traces = [r for r in lines(run / "1-revision" / "records.jsonl") if not r["flags"]][:TRACES]
     (out / "traces.jsonl").write_text("".join(json.dumps(r) + "\n" for r in traces), encoding="utf-8")
-    print("kept", out.relative_to(ROOT), f"{sum(p.stat().st_size for p in out.iterdir()) / 2**20:.1f} MiB")
+    print("kept", out.relative_to(ROOT), f"{sum(p.stat().st_size for p in out.rglob('*')) / 2**20:.1f} MiB")
 
 
 if __name__ == "__main__":

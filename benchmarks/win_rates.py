@@ -1,0 +1,94 @@
+"""Who wins, by every judge: the models of one run or several (seeds) on their held-out prompts, and how far the judges agree.
+
+    python benchmarks/win_rates.py RUN [RUN ...] [--people FILE] [--json OUT]
+
+Three judges of harmlessness: the evaluation's probe, its readable checks, and, with FILE (people's comparisons for harmlessness, in
+the format of hh-rlhf), a probe that learnt from people's choices alone. None had a part in training. For helpfulness the first two.
+Then: how often each is right on people's choices (the third by cross-validation), and how often two of them give the same verdict.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+from bench import show, write
+
+from cai_nb.dialogue import CaiError
+from cai_nb.evaluation import KINDS, Checks, agreement, bootstrap, prob_better, verdicts
+from cai_nb.figures import probes, records
+from cai_nb.judge import Judge
+from cai_nb.pipeline import JUDGE_LAYERS, Run, layers_of, model_of
+from cai_nb.recipe import load_recipe
+
+
+def answers(run, question):
+    "{model: completion records} of a run on the question's prompts, in the same order"
+    found = {}
+    for r in records(run, "evaluation", "records.jsonl"):
+        if r["kind"] in KINDS[question]:
+            found.setdefault(r["model"], []).append(r)
+    return {m: sorted(rows, key=lambda r: (r["id"], r["sample"])) for m, rows in found.items()}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", metavar="RUN")
+    parser.add_argument("--people", metavar="FILE")
+    parser.add_argument("--judge", metavar="DIR", default="runs/judge-of-people", help="where the probe learnt from FILE is kept")
+    parser.add_argument("--json", metavar="OUT")
+    args = parser.parse_args()
+    runs = [Run(Path(r), load_recipe(r)) for r in args.runs]
+    judges = {q: {"probe": j, "checks": Checks(q)} for q, j in probes(runs[0]).items()}
+    trust = []
+    if args.people:
+        from cai_nb.feedback import load_comparisons
+
+        pairs, lm = load_comparisons(args.people, "harmful"), model_of(runs[0], "start")
+        place = Path(args.judge)
+        own = Judge.load(place, lm) if (place / "judge.json").exists() else Judge.fit(lm, pairs, layers=layers_of(lm, JUDGE_LAYERS))
+        own.save(place)
+        for name, judge in judges["harmlessness"].items():
+            p = prob_better(judge, *([q[k] for q in pairs] for k in ("prompt", "better", "worse")))
+            i = bootstrap(np.where(p == 0.5, 0.5, p > 0.5), [str(q["prompt"]) for q in pairs])
+            trust.append({"judge": name, "right on people's choices": i.mean, "low": i.low, "high": i.high, "n": i.n})
+        c = own.report["cross_validated"]
+        trust.append({"judge": "people's", "right on people's choices": c["accuracy"], "low": c["low"], "high": c["high"], "n": c["n"]})
+        judges["harmlessness"]["people's"] = own
+    rows, said = [], {}
+    for question, by_name in judges.items():
+        for name, judge in by_name.items():
+            pooled = {}
+            for run in runs:
+                part = answers(run, question)
+                for pair, p in verdicts(part, judge).items():
+                    asked = [r["prompt"][-1]["content"] for r in next(iter(part.values()))]
+                    pooled.setdefault(pair, []).append((run.folder.name, p, asked))
+            for (a, b), each in pooled.items():
+                whole = ("all", np.concatenate([p for _, p, _ in each]), [t for *_, asked in each for t in asked])
+                said[question, name, a, b] = whole[1:]
+                for which, p, asked in each if len(each) == 1 else [*each, whole]:
+                    i, h = bootstrap(p, asked), bootstrap(np.where(p == 0.5, 0.5, p > 0.5), asked)
+                    rows.append({"question": question, "judge": name, "pair": f"{a} > {b}", "run": which, "win": i.mean, "low": i.low,
+                                 "high": i.high, "hard": h.mean, "hard low": h.low, "hard high": h.high, "n": i.n})  # fmt: skip
+    same = []
+    for question, by_name in judges.items():
+        names = list(by_name)
+        for k, one in enumerate(names):
+            for two in names[k + 1 :]:
+                pairs = [(key[2:], p) for key, p in said.items() if key[:2] == (question, one)]
+                p, q = (np.concatenate([said[question, name, *pair][0] for pair, _ in pairs]) for name in (one, two))
+                found = agreement(p, q, [t for pair, (_, asked) in pairs for t in asked])
+                same.append({"question": question, "judges": f"{one}, {two}", "same verdict": found["same"].mean, "low": found["same"].low,
+                             "high": found["same"].high, "by chance": found["chance"], "kappa": found["kappa"]})  # fmt: skip
+    for table in (trust, same, rows):
+        show(table)
+        print()
+    write(args.json, rows=rows, agreement=same, trust=trust, runs=[r.folder.name for r in runs])
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (CaiError, OSError) as e:
+        sys.exit(f"win_rates: {e}")
