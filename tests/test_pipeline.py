@@ -553,6 +553,7 @@ def test_all_stages_run_with_a_tiny_model(half, tmp_path, capsys):
     assert all(result["measures"]["perplexity"][m]["mean"] > 1 for m in pl.POLICIES) and result["elo"]["harmlessness"]
     page = (tmp_path / "run" / "report.html").read_text()
     assert "has not run" not in page and "RL-CAI" in page and "KL to SL-CAI" in page
+    assert "Harmlessness, Elo points against the start model" in page and "Perplexity of the answers" in page
     for which in pl.POLICIES:
         assert len(pl.load_model(recipe, *pl.parts_of(run, which)).sample([[fake_run.user("Hello?")]], 4)) == 1
     capsys.readouterr()
