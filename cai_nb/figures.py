@@ -38,7 +38,7 @@ class Plot:
         self.figure.savefig(folder/f"{self.name}.png", dpi=130)
         keys = list(dict.fromkeys(k for r in self.rows for k in r))
         with open(folder/f"{self.name}.csv", "w", newline="", encoding="utf-8") as f:
-            w = csv.DictWriter(f, keys); w.writeheader(); w.writerows(self.rows)
+            w = csv.DictWriter(f, keys, lineterminator="\n"); w.writeheader(); w.writerows(self.rows)
         return folder/f"{self.name}.png"
 
 def new_figure(columns=1, width=None, height=2.9):

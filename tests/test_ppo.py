@@ -17,6 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast,
 
 from cai_nb import ppo
 from cai_nb.ppo import PPOConfig, PPOError, PPOTrainer, RewardError
+from cai_nb.ppo_math import optimal_policy
 
 TEMPLATE = ("{% for m in messages %}<{{ m['role'] }}> {{ m['content'] }} <end> {% endfor %}"
             "{% if add_generation_prompt %}<assistant>{% endif %}")
@@ -116,7 +117,7 @@ def closed_form_run(folder, tok_words, length, **settings):
 
     before = logprobs(run.ref_model)
     scores = torch.tensor([reward(tok.decode(y, skip_special_tokens=True)) for y in answers])
-    wanted, value = ppo.optimal_policy(before, scores, settings["kl_coef"])
+    wanted, value = optimal_policy(before, scores, settings["kl_coef"])
     run.train()
     with torch.no_grad():
         critic = run.policy.value_head(run.policy.base_model(input_ids=torch.tensor([ids])).last_hidden_state[0, -1])
