@@ -14,7 +14,7 @@ from bench import arguments, show, write
 from cai_nb.constitution import Constitution
 from cai_nb.dialogue import CaiError
 from cai_nb.figures import draw_figures
-from cai_nb.pipeline import run_recipe
+from cai_nb.pipeline import run_recipe, shipped_critic
 from cai_nb.recipe import load_recipe
 
 GENTLE = ["constitution.harmless={harmlessness: 1.0}", "preference.mix=[helpfulness]"]  # nothing against over-reaction
@@ -22,6 +22,7 @@ VARIANTS = {  # name: (what is set, the stages that are run; None: all)
     "no critiques": (["revision.critique=false"], ["revision"]),
     "1 principle": (1, ["revision"]),
     "4 principles": (4, ["revision"]),
+    "16 principles": (16, ["revision"]),
     "hard labels": (["feedback.label=hard"], None),
     "clamped labels": (["feedback.clamp=[0.4, 0.6]"], None),
     "one score": (["preference.heads=one"], None),
@@ -39,7 +40,7 @@ def first_principles(n, out):
     path = out / f"harmlessness-{n}.yaml"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(whole.subset([p.id for p in whole if p.critique][:n]).to_yaml(), encoding="utf-8")
-    return [f"constitution.harmless={{{path}: 1.0}}"]
+    return [f"constitution.harmless={{{path}: 1.0}}", f"critic.adapter={shipped_critic()}"]  # the same critic, whatever the principles
 
 
 def main():

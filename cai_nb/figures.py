@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 import numpy as np
 from .dialogue import CaiError, assistant
-from .evaluation import KINDS, boilerplate, bootstrap, declines, elo, paired_difference, verdicts
+from .evaluation import KINDS, bootstrap, declines, elo, measure, paired_difference, verdicts
 from .pipeline import HARMLESS, QUESTIONS, Run, constitution_of, evaluation_judges, labeller, read_json
 from .prompts import iter_jsonl
 from .recipe import differences, load_recipe
@@ -153,7 +153,7 @@ def figure_revisions(run, others=()) -> Plot:
         ax.xaxis.get_major_locator().set_params(integer=True)
         ax.set_title(judge if judge == "preference model" else f"{judge}, by the evaluation's judge", fontsize=8)
     axes[0].set_ylabel("score against the first response", fontsize=8)
-    if len(kept) > 1: axes[-1].legend(fontsize=7, frameon=False)
+    if len(kept) > 1: axes[-1].legend(fontsize=7, frameon=False, loc="lower right")
     return finish("revisions", "What each revision does", fig, rows, run, "red-team prompts of stage 1", rows[0]["n"])
 
 # %% ../nbs/11_figures.ipynb #11f0000d
@@ -196,7 +196,7 @@ def along_ppo(run, groups: int = 5):
             if not len(some): continue
             row = {"question": question, "rollouts": f"{g*last//groups + 1}–{(g + 1)*last//groups}", "at": (g + .5)*last/groups,
                    "win": bootstrap(p[here], asked), "reward": bootstrap([rolled[i]["reward"] for i in some], asked),
-                   "boilerplate": bootstrap(boilerplate([answers[i] for i in some]).astype(float), asked),
+                   "boilerplate": bootstrap(measure([{**rolled[i], "id": p} for i, p in zip(some, asked)])["boilerplate"], asked),
                    "refusals": bootstrap([float(declines(prompts[i], answers[i])) for i in some], asked),
                    "words": bootstrap([float(len(answers[i].split())) for i in some], asked)}
             if question == "harmlessness" and absolute: row |= {"harmfulness": bootstrap(absolute(now[here]), asked), "harmfulness before": bootstrap(absolute(then[here]), asked)}
@@ -282,7 +282,7 @@ def changes(runs, policies=("sl-cai", "rl-cai"), draws: int = 300) -> list:
         for name, e in elo({pair[::-1]: 1 - p for pair, p in said.items()}, ids, draws, first.recipe.seed).items(): out[name][question] = e
         for name, a in answers.items():
             out[name][f"refusals, {question}"] = bootstrap([float(declines(a[i]["prompt"], a[i]["completion"])) for i in ids])
-    for name, a in answers.items(): out[name]["boilerplate"] = bootstrap(boilerplate([a[i]["completion"] for i in shared]).astype(float))
+    for name, a in answers.items(): out[name]["boilerplate"] = bootstrap(measure([a[i] for i in shared])["boilerplate"])
     return list(out.values())
 
 def figure_changes(runs) -> Plot:
@@ -321,7 +321,7 @@ def draw_figures(folders,      # run folders; the first is the one that the figu
     out, made = Path(out) if out else runs[0].folder/"figures", {}
     whole = [runs[0], *(r for r in runs[1:] if done(r, "evaluation"))]
     todo = {k: lambda f=f: f(runs[0]) for k, f in FIGURES.items()}
-    todo["revisions"] = lambda: figure_revisions(runs[0], [r for r in runs[1:] if done(r, "revision")])
+    todo["revisions"] = lambda: figure_revisions(runs[0], [r for r in runs[1:] if r.done("revision") not in (None, runs[0].done("revision"))])
     if len(whole) > 1: todo["changes"] = lambda: figure_changes(whole)
     for name, draw in todo.items():
         if only and name not in only: continue
