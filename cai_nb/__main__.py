@@ -362,7 +362,7 @@ def warm_up_command(args):
     print(f"adapter: {critic_adapter(name, recipe, say, out=out, again=True)}")
     return 0
 
-
+# %% ../nbs/10c_command.ipynb #18735c79
 def sample_command(args):
     "Answers to read"
     from cai_nb.reading import read_prompts, write_samples

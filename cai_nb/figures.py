@@ -165,6 +165,7 @@ def harm_scale(judge, pairs):  # judged pairs that the judge has not learnt from
     fit = LogisticRegression(C=1e4).fit(s[:, None], np.repeat([0, 1], len(pairs)))
     return lambda scores: 4*fit.predict_proba(np.asarray(scores, float)[:, None])[:, 1]
 
+# %% ../nbs/11_figures.ipynb #11f00022
 def along_ppo(run, groups: int = 5):
     "What a PPO stage did, for each of `groups` equal stretches of rollouts: rows of intervals"
     from cai_nb.feedback import judge_pairs
@@ -203,6 +204,7 @@ def along_ppo(run, groups: int = 5):
             out.append(row)
     return out
 
+# %% ../nbs/11_figures.ipynb #11f00024
 def as_elo(p): return 400*math.log10(max(p, 1e-4)/max(1 - p, 1e-4))
 
 def figure_ppo(run) -> Plot:
@@ -255,6 +257,7 @@ def figure_elo(run) -> Plot:
     axes[0].set_ylabel("harmlessness, Elo", fontsize=8); axes[-1].legend(fontsize=7, frameon=False)
     return finish("elo", "Helpfulness against harmlessness", fig, rows, run, "held-out prompts", f"{x['n']} + {y['n']}")
 
+# %% ../nbs/11_figures.ipynb #11f00026
 def change_of(first, run) -> str:
     "What differs in a run's recipe from the first one's, in words"
     return ", ".join(f"{k.split('.', 1)[-1]} {b!r}".replace("'", "") for k, (_, b) in differences(first.recipe, run.recipe).items()) or "as it is"

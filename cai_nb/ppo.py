@@ -796,6 +796,7 @@ def _save(self: PPOTrainer, output_dir=None, state_dict=None):
         save_file({k: v for k, v in critic.items() if k in learnt}, folder/"value_head.safetensors")
     super(PPOTrainer, self)._save(output_dir, {k: v for k, v in state_dict.items() if "value_head." not in k})
 
+# %% ../nbs/08a_ppo_trainer.ipynb #99f833aa
 def last_checkpoint(folder):
     "The newest checkpoint in a run's folder that is whole, or None: a run killed while saving leaves one that is not"
     def whole(path):

@@ -120,6 +120,7 @@ def encode_dialogue(messages, tokenizer) -> list[int]:
     "Token ids of a dialogue that ends with the assistant's end-of-turn token, where the score is read"
     return tokenizer(render(messages, tokenizer).rstrip("\n"), add_special_tokens=False)["input_ids"]
 
+# %% ../nbs/07_preference.ipynb #8a32f27c
 class PreferenceModel:
     "Scores of dialogues, with mean 0 and standard deviation 1 over responses of the policy that PPO starts from"
     def __init__(self, model, tokenizer, mean=0.0, std=1.0, id: str = "",
