@@ -195,7 +195,8 @@ def along_ppo(run, groups: int = 5):
             here = stretch[mine] == g
             some, asked = mine[here], [prompts[i][-1]["content"] for i in mine[here]]
             if not len(some): continue
-            row = {"question": question, "rollouts": f"{g*last//groups + 1}–{(g + 1)*last//groups}", "at": (g + .5)*last/groups,
+            here_from, here_to = (f(rolled[i]["rollout"] for i in np.flatnonzero(stretch == g)) for f in (min, max))
+            row = {"question": question, "rollouts": f"{here_from}–{here_to}", "at": (here_from + here_to)/2,
                    "win": bootstrap(p[here], asked), "reward": bootstrap([rolled[i]["reward"] for i in some], asked),
                    "boilerplate": bootstrap(measure([{**rolled[i], "id": p} for i, p in zip(some, asked)])["boilerplate"], asked),
                    "refusals": bootstrap([float(declines(prompts[i], answers[i])) for i in some], asked),

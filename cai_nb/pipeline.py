@@ -908,7 +908,7 @@ def diary(trainer, records):
 
     class Diary(TrainerCallback):
         def on_log(self, args, state, control, logs=None, **kwargs):
-            if logs and "rollout" in logs:
+            if logs and "rollout" in logs and state.is_world_process_zero:
                 n = logs["rollout"]
                 rows = [(f"{n}-{r['row']}", r) for r in trainer.rows]  # a rollout made again after a kill is the same
                 records.extend({"id": key, "rollout": n, "prompt_id": r.get("id", ""), "kind": r.get("kind", ""),

@@ -53,6 +53,9 @@ def test_along_ppo_compares_with_the_same_prompts_of_sl_cai(tmp_path):
     expected = [np.mean([1 / (1 + np.exp(-n)) for n in part]) for part in ((1, 2), (3, 4))]
     assert [r["win"].mean for r in found] == pytest.approx(expected)
     assert [r["win"].n for r in found] == [4, 4], "intervals are over prompts; the prompt without a counterpart is left out"
+    uneven = along_ppo(run, groups=3)
+    assert [r["rollouts"] for r in uneven] == ["1–2", "3–3", "4–4"] and [r["at"] for r in uneven] == [1.5, 3, 4]
+    assert [r["reward"].mean for r in uneven] == [1.5, 3, 4], "what a stretch is called is what it holds"
     (run.path("ppo") / "rollouts.jsonl").unlink()
     with pytest.raises(FigureError, match="cai-nb ppo --out"):
         along_ppo(run)
