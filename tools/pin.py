@@ -36,6 +36,7 @@ def resolve(pins):
     from setup import read_settings
 
     extras = [key.removesuffix("_requirements") for key in read_settings() if key.endswith("_requirements")]
+    extras.remove("vllm")  # which ties itself to one CUDA build of torch: it gets an environment of its own
     with tempfile.TemporaryDirectory() as tmp:
         subprocess.run([sys.executable, "-m", "venv", f"{tmp}/venv"], check=True)
         report = Path(tmp, "report.json")
