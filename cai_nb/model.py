@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['WHEEL', 'WHEEL_SHA256', 'GGUF_SHA256', 'HUB_TWIN', 'LINEAR', 'ModelError', 'cache_dir', 'file_sha256', 'check_sha256',
            'default_model', 'best_device', 'best_dtype', 'FromUniform', 'token_at', 'row_uniforms', 'row_seed',
-           'quiet_loading', 'Completion', 'Score', 'load_pretrained', 'give_back', 'sorted_batches', 'for_batches',
-           'LanguageModel', 'shared_beginnings', 'token_logprobs', 'lora_config', 'trainer_defaults']
+           'quiet_loading', 'Completion', 'Score', 'model_folder', 'model_id', 'load_pretrained', 'give_back',
+           'sorted_batches', 'for_batches', 'LanguageModel', 'shared_beginnings', 'token_logprobs', 'lora_config',
+           'trainer_defaults']
 
 # %% ../nbs/02_model.ipynb #7227133b
 import copy, ctypes, hashlib, json, os, shutil, subprocess, sys, tempfile, zipfile
@@ -186,7 +187,7 @@ class Score:
     def per_token(self): return self.logprob/max(self.tokens, 1)
 
 # %% ../nbs/02_model.ipynb #372faeff
-def _model_folder(name: str) -> tuple[str, str]:
+def model_folder(name: str) -> tuple[str, str]:
     "Where a model's name leads, and what to call it in messages"
     if name == "default": return str(default_model()), "smollm2-135m-instruct"
     path = Path(name).expanduser()
@@ -204,13 +205,19 @@ def _fingerprint(folder: str) -> str:
         with open(p, "rb") as f: h.update(f.read(1 << 20) + str(p.stat().st_size).encode())
     return h.hexdigest()[:8]
 
+def model_id(name: str, revision=None) -> str:
+    "What records call a model: its label, with its revision or, for a folder, a fingerprint; the label alone if neither is known"
+    where, label = model_folder(name)
+    mark = (revision or (_fingerprint(where) if Path(where).is_dir() else ""))[:8]
+    return f"{label}@{mark}" if mark else label
+
 def load_pretrained(name: str = "default", dtype=None, device=None, adapter=None):
     "A causal language model, its tokenizer and its id; `adapter`: a LoRA folder or several, merged in order"
     from transformers import AutoModelForCausalLM, AutoTokenizer
     quiet_loading()
     device = device or best_device()
     dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype or best_dtype(device)
-    where, label = _model_folder(name)
+    where = model_folder(name)[0]
     try:
         tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
         model = AutoModelForCausalLM.from_pretrained(where, dtype=torch.float32 if adapter else dtype, trust_remote_code=False,
@@ -224,8 +231,7 @@ def load_pretrained(name: str = "default", dtype=None, device=None, adapter=None
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
         other = tokenizer.unk_token if tokenizer.unk_token not in (None, tokenizer.eos_token) else tokenizer.bos_token
         tokenizer.pad_token = other or tokenizer.eos_token
-    revision = getattr(model.config, "_commit_hash", None)
-    ident = "+".join([f"{label}@{(revision or _fingerprint(where))[:8]}", *(Path(a).name + "@" + _fingerprint_adapter(a) for a in adapters)])
+    ident = "+".join([model_id(name, getattr(model.config, "_commit_hash", None)), *(Path(a).name + "@" + _fingerprint_adapter(a) for a in adapters)])
     return model.to(device=device, dtype=dtype).eval(), tokenizer, ident
 
 # %% ../nbs/02_model.ipynb #e1c046d7
@@ -358,6 +364,16 @@ def option_ids(self: LanguageModel, options, prefix: str = "") -> list[int]:
         ids.append(tokens[-1])
     return ids
 
+@patch
+def _option_rows(self: LanguageModel, prompts, options, prefix):
+    "Ids of each dialogue with its prefix, and of the options as they follow that prefix"
+    prompts = list(prompts)
+    prefixes = [prefix]*len(prompts) if isinstance(prefix, str) else list(prefix)
+    columns = {p: self.option_ids(options, p) for p in {*prefixes} or {""}}  # bad options are named even if nothing is asked
+    rows = [self.encode([d], p)[0] for d, p in zip(prompts, prefixes)]
+    self._check_length(rows, 1)
+    return rows, [columns[p] for p in prefixes]
+
 # %% ../nbs/02_model.ipynb #95a0694c
 def shared_beginnings(rows,              # lists of token ids
                       least: int = 64,   # shorter beginnings are not worth it
@@ -403,11 +419,7 @@ def choose(self: LanguageModel,
            batch_size: int = 32, desc: str = "choosing",
            share: int = 64) -> np.ndarray:  # beginnings of so many tokens that prompts share are read once; 0: never
     "`(N, K)` log-probabilities (nats) of the options as the next token; they need not sum to one: look at how much they miss"
-    prompts = list(prompts)
-    prefixes = [prefix]*len(prompts) if isinstance(prefix, str) else list(prefix)
-    columns = {p: self.option_ids(options, p) for p in {*prefixes} or {""}}
-    rows = [self.encode([d], p)[0] for d, p in zip(prompts, prefixes)]
-    self._check_length(rows, 1)
+    rows, columns = self._option_rows(prompts, options, prefix)
     out, kept = np.zeros((len(rows), len(options))), {}
     groups = shared_beginnings(rows, share, batch_size//4) if share else []
     if not groups or not self._keeps_plain_keys(): groups = [(range(len(rows)), 0)]
@@ -420,7 +432,7 @@ def choose(self: LanguageModel,
             start = torch.tensor([rows[batch[0]][:n]], device=self.device)
             kept.clear(); kept[number] = self.model(input_ids=start, use_cache=True, logits_to_keep=1).past_key_values if n else None
         logp = self._next_logits([rows[i] for i in batch], kept[number]).log_softmax(-1)
-        ids = torch.tensor([columns[prefixes[i]] for i in batch], device=logp.device)
+        ids = torch.tensor([columns[i] for i in batch], device=logp.device)
         out[batch] = logp.gather(1, ids).cpu().numpy()
     for_batches([len(r) for r in rows], batch_size, work, desc, groups=[members for members, _ in groups])
     if not np.isfinite(out).all(): raise ModelError("the model gave NaN for an option; load it in float32 (dtype='float32').")

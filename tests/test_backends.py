@@ -14,9 +14,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from tiny import tiny_folder
 
-from cai_nb.backends import ServerModel, open_model, option_row
+from cai_nb.backends import ServerModel, open_model, option_row, token_row
 from cai_nb.dialogue import user
 from cai_nb.model import LanguageModel, ModelError
 
@@ -76,8 +77,6 @@ class Engine:
         return self.lm.tokenizer
 
     def generate(self, *args, **kwargs):
-        import torch
-
         given, out = bind(("LLM", "generate"), args, kwargs), []
         for prompt, p in zip(given["prompts"], given["sampling_params"]):
             ids = prompt["prompt_token_ids"]
@@ -89,10 +88,12 @@ class Engine:
             if getattr(p, "prompt_logprobs", None) is not None:
                 prompt_logprobs = [None] + [{t: Logprob(logprob=logp[i, t].item())} for i, t in enumerate(ids[1:])]
             reason = "length"
-            assert p.temperature == 0  # greedy: the numbers of another engine's sampling are its own
+            stream = torch.Generator().manual_seed(getattr(p, "seed", 0))
             while len(said) < p.max_tokens:
                 with torch.no_grad():
-                    said.append(self.lm.model(torch.tensor([ids + said])).logits[0, -1].argmax().item())
+                    logits = self.lm.model(torch.tensor([ids + said])).logits[0, -1]
+                drawn = (logits / (p.temperature or 1)).softmax(-1).multinomial(1, generator=stream)
+                said.append((drawn if p.temperature else logits.argmax()).item())
                 if said[-1] in self.lm.end_ids:
                     reason = "stop"
                     break
@@ -107,10 +108,9 @@ def vllm(monkeypatch):
     monkeypatch.setitem(sys.modules, "vllm", types.SimpleNamespace(LLM=Engine, SamplingParams=SamplingParams))
 
 
-def same_verbs(other, model, sampling=True):
+def same_verbs(other, model):
     "The three verbs, held against transformers"
-    if sampling:
-        assert [c.text for c in other.sample(ASKED, 8, temperature=0)] == [c.text for c in model.sample(ASKED, 8, temperature=0)]
+    assert other.sample(ASKED, 8, temperature=0) == model.sample(ASKED, 8, temperature=0)
     mine = other.choose(ASKED, ("A", "B"), prefix=["The answer is: (", "(", "So ("])
     np.testing.assert_allclose(mine, model.choose(ASKED, ("A", "B"), prefix=["The answer is: (", "(", "So ("]), atol=2e-5)
     scores = other.score(ASKED, ["Yes.", "No, by no means.", "Because"])
@@ -123,6 +123,11 @@ def test_vllm_gives_the_same_verbs_through_its_real_signatures(vllm, model, fold
     lm = open_model(folder, engine="vllm")
     assert lm.engine.given["enable_prefix_caching"] and lm.engine.given["trust_remote_code"] is False
     same_verbs(lm, model)
+    assert lm.id == model.id  # records do not tell which body asked the same weights
+    keys = ["a", "b", "c"]  # a row's text belongs to its key, not to its place
+    together = lm.sample(ASKED, 12, keys=keys)
+    assert together == lm.sample(ASKED[::-1], 12, keys=keys[::-1])[::-1] == [lm.sample([a], 12, keys=[k])[0] for a, k in zip(ASKED, keys)]
+    assert together != lm.sample(ASKED, 12, keys=keys, seed=1)
     assert lm.sample([], 4) == [] and lm.choose([]).shape == (0, 2) and lm.score([], []) == []
     with pytest.raises(ModelError, match="exceeds the context"):
         lm.sample([[user("x" * 2000)]])
@@ -218,8 +223,6 @@ class Server:
         self.url = f"http://127.0.0.1:{self.http.server_port}/v1"
 
     def completion(self, path, body):
-        import torch
-
         lm, chat = self.lm, "chat" in path
         if chat:
             ids = lm.encode([body["messages"]])[0]
@@ -266,15 +269,19 @@ def near(monkeypatch):
     "No waiting between tries"
     openai = pytest.importorskip("openai")
     monkeypatch.setattr(openai._base_client.BaseClient, "_calculate_retry_timeout", lambda *a, **k: 0.01)
+    monkeypatch.setattr(ServerModel, "_wait", lambda *a: None)
 
 
 def test_a_server_gives_the_same_verbs(server, model, folder):
     lm = open_model(f"server:{server.url}#tiny?tokenizer={folder}")
     assert [c.text for c in lm.sample(ASKED, 8, temperature=0)] == [c.text for c in model.sample(ASKED, 8, temperature=0)]
-    mine, right = lm.choose(ASKED, ("A", "B"), prefix="The answer is: ("), model.choose(ASKED, ("A", "B"), prefix="The answer is: (")
-    assert (mine >= right - 1e-4).all() and (mine < 0).all()  # an option outside the likeliest twenty gets their bound
-    alone = np.isclose(mine, right, atol=2e-3)
-    assert alone.any() and len(np.unique(mine)) > 3
+    options = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"  # so many that some are among the likeliest twenty and some are not
+    mine, right = lm.choose(ASKED, options, prefix="The answer is: ("), model.choose(ASKED, options, prefix="The answer is: (")
+    for got, true, dialogue in zip(mine, right, ASKED):
+        every = model.model(torch.tensor(model.encode([dialogue], "The answer is: ("))).logits[0, -1].log_softmax(-1)
+        bound = every.topk(20).values[-1].item()
+        np.testing.assert_allclose(got, np.maximum(true, bound), atol=1e-4)
+    assert (mine > right + 0.01).any() and np.isclose(mine, right, atol=1e-4).any()
     for s, t in zip(lm.score(ASKED, ["Yes.", "No.", "So"]), model.score(ASKED, ["Yes.", "No.", "So"])):
         assert (s.tokens, s.logprob) == (t.tokens, pytest.approx(t.logprob, abs=1e-4))
     assert all(body["model"] == "tiny" for _, _, body in server.seen)
@@ -335,12 +342,63 @@ def test_a_server_without_logprobs_is_named(model, monkeypatch, folder, near):
     server.http.shutdown()
 
 
-def test_a_minute_of_refusals_is_within_patience():
+def test_the_stages_take_any_body(server, vllm, model, folder, tmp_path):
+    "Responses, critiques and revisions, labels in three ways, evaluation: greedy, so that all bodies say the same"
+    from cai_nb import feedback as fb
+    from cai_nb.constitution import Constitution
+    from cai_nb.evaluation import sample_answers
+    from cai_nb.revision import RevisionConfig, revise
+
+    rules = Constitution.load("harmlessness")
+    prompts = [{"id": f"p{i}", "prompt": f"How? {i}", "kind": "redteam", "category": ""} for i in range(2)]
+    pairs = [{"id": p["id"], "prompt": p["prompt"], "responses": ["Yes.", "No, never."], "kind": "redteam"} for p in prompts]
+    config = RevisionConfig(rounds=1, max_tokens=5, critique_tokens=5, temperature=0, critic_temperature=0)
+
+    def everything(lm):
+        revised = revise(lm, prompts, rules, config)
+        labels = fb.likelihood_contrast(lm, pairs, rules)
+        said = sample_answers({"m": lm}, prompts, max_tokens=5, temperature=0)["m"]
+        return [s["text"] for r in revised for s in r["steps"]], [r["p_first"] for r in labels], [r["completion"] for r in said]
+
+    here = everything(model)
+    for lm in (open_model(folder, engine="vllm"), ServerModel(server.url, "tiny", folder)):
+        texts, p, said = everything(lm)
+        assert (texts, said) == (here[0], here[2]) and p == pytest.approx(here[1], abs=1e-3)
+        assert [r["id"] for r in fb.multiple_choice(lm, pairs, rules)] == ["p0", "p1"]
+    exact = open_model(folder, engine="vllm")
+    assert [r["p_first"] for r in fb.multiple_choice(exact, pairs, rules)] == pytest.approx(
+        [r["p_first"] for r in fb.multiple_choice(model, pairs, rules)], abs=1e-4)
+
+
+def test_an_interrupt_ends_what_has_not_begun(server):
+    "Ctrl-C reaches the main thread alone; the others must not go on through a thousand requests"
+    code = f"""if True:
+        from cai_nb.backends import ServerModel
+        ServerModel({server.url!r}, "tiny", concurrency=2).sample([[dict(role="user", content="Hi?")]]*100000, 40)"""
+    with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True) as asking:
+        while not server.seen and asking.poll() is None:
+            time.sleep(0.05)
+        asking.send_signal(signal.SIGINT)
+        _, said = asking.communicate(timeout=60)
+    assert "KeyboardInterrupt" in said and 0 < len(server.seen) < 5000
+
+
+def test_a_key_is_not_cut_in_half(server):
+    lm = ServerModel(server.url, "tiny")
+    assert KEY[:8] not in lm._safe("x" * (300 - len(KEY) // 2) + KEY)
+
+
+def test_a_minute_of_refusals_is_within_patience(monkeypatch):
     "The client's own waits, without jitter, add up to more than a minute"
     openai = pytest.importorskip("openai")
     first, most = openai._constants.INITIAL_RETRY_DELAY, openai._constants.MAX_RETRY_DELAY
     retries = ServerModel("http://127.0.0.1:1/v1", "m").retries
     assert 0.75 * sum(min(first * 2**k, most) for k in range(retries)) > 60
+    waited = []
+    monkeypatch.setattr(time, "sleep", waited.append)
+    for k in range(retries):
+        ServerModel("http://127.0.0.1:1/v1", "m")._wait(k)
+    assert sum(waited) > 60
 
 
 @pytest.mark.parametrize("name", ["server:localhost#m", "server:http://h/v1", "server:ftp://h#m", "server:http://u:p@h/v1#m",
@@ -356,8 +414,10 @@ def test_a_servers_name_is_checked(name):
 
 def test_an_option_that_was_not_seen_gets_a_bound():
     assert option_row([{" A": -1.0, "A": -2.0, "x": -0.9}], ("A", "B"))[0] == pytest.approx(np.logaddexp(-1, -2))
-    a, unseen = option_row([{"A": -0.5, "x": -1.0, "y": -3.0}], ("A", "B"))
-    assert a == -0.5 and unseen <= -3.0
+    assert token_row({" A": -1.0, "A": -2.0, "x": -0.9}, ("A",)) == [-2.0]  # with a tokenizer a token is a token
+    for row in (token_row, lambda step, options: option_row([step], options)):
+        a, unseen = row({"A": -0.5, "x": -1.0, "y": -3.0}, ("A", "B"))
+        assert a == -0.5 and unseen == pytest.approx(np.log(1 - np.exp([-0.5, -1.0, -3.0]).sum()) if np.exp([-0.5, -1.0, -3.0]).sum() < 1 else np.log(1e-9))
     assert option_row([{"x": -0.1, "y": -4.0}], ("A", "B")) == [-4.0] * 2
 
 

@@ -140,7 +140,8 @@ def test_a_score_for_each_kind_of_prompt(folder, tmp_path):
     found = {h: train_preference_model(folder, rows, tmp_path / h, PreferenceSettings(**{**vars(settings), "heads": h}))
              for h in ("kind", "one")}
     assert found["kind"]["heads"] == ("harmful", "harmless") and found["one"]["heads"] == ("all",)
-    assert found["kind"]["agreement"] == 1  # so may one score be, having read the kind off the prompt; it is less sure:
+    assert found["kind"]["agreement"] == 1
+    # one score may agree as often, since the kind can be read off the prompt; but it learns that more slowly
     assert found["kind"]["cross_entropy"] + 0.03 < found["one"]["cross_entropy"]
     scorer = PreferenceModel.load(tmp_path / "kind", dtype="float32")
     kinds = [r["kind"] for r in rows]

@@ -1,4 +1,4 @@
-"""Makes constraints.txt: the exact version of everything that cai_nb and its extras install.
+"""Makes constraints.txt: the exact version of everything that cai_nb and its extras (but vllm) install.
 
     python3.11 tools/pin.py torch==2.13.0
 
@@ -31,7 +31,7 @@ def normal(name):
 
 
 def resolve(pins):
-    "name -> version of what `pip install .[every extra]` would bring into an empty environment."
+    "name -> version of what `pip install .[every extra but vllm]` would bring into an empty environment."
     sys.path.insert(0, str(ROOT))
     from setup import read_settings
 
