@@ -44,7 +44,7 @@ def main():
     if args.people:
         from cai_nb.feedback import load_comparisons
 
-        pairs, lm = load_comparisons(args.people, "harmful"), model_of(runs[0], "start")
+        pairs, lm = load_comparisons(args.people, "harmful"), model_of(runs[0], "start", here=True)
         place = Path(args.judge)
         own = Judge.load(place, lm) if (place / "judge.json").exists() else Judge.fit(lm, pairs, layers=layers_of(lm, JUDGE_LAYERS))
         own.save(place)

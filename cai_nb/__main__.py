@@ -30,12 +30,12 @@ from cai_nb.pipeline import (
     Run,
     RunError,
     critic_adapter,
-    load_model,
     machine,
     parts_of,
     read_json,
     report,
     run_recipe,
+    speaker,
 )
 from .recipe import RecipeError, bundled_recipes, find_recipe, load_recipe, plan_text
 
@@ -223,11 +223,11 @@ def chat_models(target):
     "{title: LanguageModel} of a run folder (all that are there), or of one model"
     folder = Path(target)
     if not (folder / "recipe.yaml").is_file():
-        recipe = load_recipe("smoke", model=str(target))
-        return {str(target): load_model(recipe, recipe.model.name)}
+        recipe = load_recipe("smoke", model="default" if str(target).startswith("server:") else str(target))
+        return {str(target): speaker(recipe, str(target))}
     run = Run(folder, load_recipe(folder))
     there = [w for w, stages in POLICIES.items() if all(run.done(s) for s in stages)]
-    return {w: load_model(run.recipe, *parts_of(run, w)) for w in there}
+    return {w: speaker(run.recipe, *parts_of(run, w)) for w in there}
 
 
 def answer(models, histories, text, args, turn):

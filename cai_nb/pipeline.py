@@ -8,10 +8,10 @@ __all__ = ['HARMLESS', 'POLICIES', 'JUDGE_LAYERS', 'QUESTIONS', 'STAGES', 'RunEr
            'made_with', 'machine', 'fingerprints', 'constitution_of', 'check_room', 'same_recipe', 'open_run', 'branch',
            'locked', 'choose_prompts', 'longest_prompt', 'make_prompts', 'prompts_of', 'harmless_prompts', 'rl_prompts',
            'parts_of', 'critic_adapter', 'lesson_mark', 'shipped_critic', 'make_critic', 'critic_parts', 'load_model',
-           'model_of', 'revision_stage', 'whole_sentences', 'helpful_answers', 'sft_stage', 'save_metrics',
-           'feedback_stage', 'revised_pairs', 'by_constitution', 'labeller', 'layers_of', 'label_check',
-           'preference_stage', 'ppo_arguments', 'ppo_stage', 'diary', 'meter', 'evaluation_stage', 'evaluation_judges',
-           'check', 'expected', 'run_recipe', 'report', 'main']
+           'speaker', 'model_of', 'revision_stage', 'helpful_answers', 'sft_stage', 'save_metrics', 'feedback_stage',
+           'revised_pairs', 'by_constitution', 'labeller', 'layers_of', 'label_check', 'preference_stage',
+           'ppo_arguments', 'ppo_stage', 'diary', 'meter', 'evaluation_stage', 'evaluation_judges', 'check', 'expected',
+           'run_recipe', 'report', 'main']
 
 # %% ../nbs/10_pipeline.ipynb #8cf8d1f9
 import gc
@@ -19,7 +19,6 @@ import hashlib
 import json
 import os
 import platform
-import re
 import shutil
 import sys
 import time
@@ -426,7 +425,7 @@ def longest_prompt(recipe, context):
 def make_prompts(run):
     "Choose the prompts of a run and write prompts.jsonl, and facts.json with the model's id"
     recipe, rows, long = run.recipe, [], 0
-    lm, p, e = model_of(run, "start"), recipe.prompts, recipe.evaluation
+    lm, p, e = model_of(run, "start", here=True), recipe.prompts, recipe.evaluation
     most = longest_prompt(recipe, lm.context)
 
     def fits(texts):
@@ -569,7 +568,7 @@ def critic_parts(run):
 
 
 def load_model(recipe, name, adapters=(), dtype=None):
-    "A `LanguageModel` as the recipe wants it"
+    "A `LanguageModel` with its weights here, as training and hidden states want it"
     from cai_nb.model import LanguageModel
 
     m = recipe.model
@@ -581,18 +580,36 @@ def load_model(recipe, name, adapters=(), dtype=None):
     )
 
 
-def model_of(run, which):
-    "The `LanguageModel` of a policy or of the critic, loaded once a stage"
-    if which not in run.cache:
+def speaker(recipe, name, adapters=()):
+    "A `LanguageModel` that samples and labels: the recipe's engine, or a server (notebook 02a)"
+    if name.startswith("server:"):
+        from cai_nb.backends import open_model
+
+        return open_model(name)
+    if recipe.model.engine == "vllm":
+        from cai_nb.backends import VLLMModel
+
+        dtype = None if recipe.model.dtype == "auto" else recipe.model.dtype
+        return VLLMModel.load(name, list(adapters) or None, dtype, memory=0.4)  # a policy and its critic fit side by side
+    return load_model(recipe, name, adapters)
+
+
+def model_of(run, which, here=False):
+    "The `LanguageModel` of a policy or of the critic, loaded once a stage; `here`: with weights that can be looked into"
+    here = here or run.recipe.model.engine == "transformers"
+    key = which if not here else f"{which}, here"
+    if key not in run.cache:
         parts = critic_parts(run) if which == "critic" else parts_of(run, which)
         if which == "critic" and parts == parts_of(run, "start"):
-            return model_of(run, "start")
-        run.cache[which] = load_model(run.recipe, *parts)
+            return model_of(run, "start", here)
+        server = parts[0].startswith("server:")
+        run.cache[key] = (load_model if here and not server else speaker)(run.recipe, *parts)
         known = (read_json(run.folder / "facts.json") or {}).get("model")
-        if which == "start" and known not in (None, run.cache[which].id):
+        if which == "start" and known not in (None, run.cache[key].id):
             raise RunError(f"{run.folder} was begun with the model {known}, and {run.recipe.model.name} is now "
-                           f"{run.cache[which].id}; restore that model or give another folder with --out")
-    return run.cache[which]
+                           f"{run.cache[key].id}; restore that model or give another folder with --out")
+    return run.cache[key]
+
 
 # %% ../nbs/10_pipeline.ipynb #1c9720c4
 def revision_stage(run, folder):
@@ -627,13 +644,6 @@ def revision_stage(run, folder):
     return {"prompts": len(records), "degenerate": bad, "too_long": left_out}
 
 # %% ../nbs/10_pipeline.ipynb #b88932c1
-def whole_sentences(text):
-    "A text that was cut off, up to the end of its last whole sentence; empty if it has none"
-    ends = [m.end() for m in re.finditer(r"[.!?][\"')]?(?=\s|$)", text)]
-    ends = [e for e in ends if not re.search(r"(?:^|\s)\d+\.$", text[:e])]
-    return text[: ends[-1]].strip() if ends else ""
-
-
 def helpful_answers(run, records):
     "The start model's own answers to helpful prompts, so that helpfulness is kept (paper, section 3.3)"
     s, r = run.recipe.sft, run.recipe.revision
@@ -658,7 +668,7 @@ def helpful_answers(run, records):
                 "category": p["category"],
                 "prompt": d,
                 "finished": a.finished,
-                "completion": [{"role": "assistant", "content": a.text if a.finished else whole_sentences(a.text)}],
+                "completion": [{"role": "assistant", "content": a.text}],
                 "model": lm.id,
                 "seed": run.recipe.seed,
             }
@@ -770,7 +780,7 @@ def labeller(run, folder):
         return lambda pairs, c: fb.multiple_choice(model_of(run, "critic"), pairs, c, seed=seed, **common)
     if f.method == "contrast":
         return lambda pairs, c: fb.likelihood_contrast(model_of(run, "critic"), pairs, c, seed=seed, **common)
-    lm = model_of(run, "start")
+    lm = model_of(run, "start", here=True)
     if (folder / "judge" / "judges.json").exists():
         judges = Judges.load(folder / "judge", lm)
     else:
@@ -951,7 +961,7 @@ def evaluation_stage(run, folder):
 
     e, seed = run.recipe.evaluation, run.recipe.seed
     prompts = prompts_of(run, part="heldout")
-    models = {which: lambda which=which: load_model(run.recipe, *parts_of(run, which)) for which in POLICIES}
+    models = {which: lambda which=which: speaker(run.recipe, *parts_of(run, which)) for which in POLICIES}
     samples = sample_answers(
         models,
         prompts,
@@ -963,7 +973,7 @@ def evaluation_stage(run, folder):
         batch_size=e.batch_size,
     )
     judges = evaluation_judges(run)
-    result = evaluate(samples, judges, draws=e.draws, seed=seed, reader=model_of(run, "start"))
+    result = evaluate(samples, judges, draws=e.draws, seed=seed, reader=model_of(run, "start", here=True))
     result["judges"] = {f"{name} ({q})": check(run, q, j) for q, some in judges.items() for name, j in some.items()}
     write_json(folder / "metrics.json", result)
     return {"prompts": len(prompts), "answers": sum(map(len, samples.values()))}
@@ -980,7 +990,7 @@ def evaluation_judges(run):
 
     found = {question: {"checks": Checks(question)} for question in QUESTIONS}
     pairs = judge_pairs([constitution_of(run.recipe, w) for w in ("harmless", "helpful")], "judge", exemplars=False)
-    lm = model_of(run, "start")
+    lm = model_of(run, "start", here=True)
     for question, kind in QUESTIONS.items():
         mine = [p for p in pairs if p["kind"] == kind]
         if len(mine) < 8:

@@ -33,16 +33,18 @@ def read_prompts(place) -> list:  # redteam, helpful, overrefusal; or a .txt or 
              "prompt": r["prompt"]} for i, r in enumerate(rows)]
 
 # %% ../nbs/10d_reading.ipynb #09a00008
-def models_of(targets) -> dict:  # run folders, RUN:policy, model names
+def models_of(targets) -> dict:  # run folders, RUN:policy, model names, server:URL#MODEL
     "{name: function that loads a `LanguageModel`}"
-    from cai_nb.pipeline import POLICIES, Run, load_model, parts_of
+    from cai_nb.backends import open_model
+    from cai_nb.pipeline import POLICIES, Run, parts_of, speaker
     from cai_nb.recipe import load_recipe
     found, folders = {}, [t for t in targets if (Path(t.rpartition(":")[0] if t.rpartition(":")[2] in POLICIES else t)/"recipe.yaml").is_file()]
     for t in targets:
-        if t not in folders:
+        if str(t).startswith("server:"): found[t] = lambda t=t: open_model(t)
+        elif t not in folders:
             recipe = load_recipe("smoke", model=str(t))
-            found[t] = lambda recipe=recipe: load_model(recipe, recipe.model.name)
-            continue
+            found[t] = lambda recipe=recipe: speaker(recipe, recipe.model.name)
+        if t not in folders: continue
         place, _, which = t.rpartition(":") if t.rpartition(":")[2] in POLICIES else (t, "", "")
         run = Run(Path(place), load_recipe(place))
         there = [w for w, stages in POLICIES.items() if all(run.done(s) for s in stages)]
@@ -50,7 +52,7 @@ def models_of(targets) -> dict:  # run folders, RUN:policy, model names
         for w in [which] if which else there:
             name = w if len(folders) == 1 else f"{Path(place).name}:{w}"
             if name in found: name = f"{place}:{w}"
-            found[name] = lambda run=run, w=w: load_model(run.recipe, *parts_of(run, w))
+            found[name] = lambda run=run, w=w: speaker(run.recipe, *parts_of(run, w))
     return found
 
 def write_samples(targets, prompts, out,

@@ -7,8 +7,8 @@ __all__ = ['WORDS', 'HARDWARE', 'SILENT', 'SHAPES', 'REQUEST', 'MIXED', 'RecipeE
            'dotted', 'nearest_key', 'build', 'ModelSection', 'CriticSection', 'ConstitutionSection', 'PromptSection',
            'RevisionSection', 'SFTSection', 'FeedbackSection', 'PreferenceSection', 'PPOSection', 'EvaluationSection',
            'Hardware', 'MachineSection', 'Recipe', 'graft', 'bundled_recipes', 'find_recipe', 'load_recipe',
-           'check_recipe', 'differences', 'Shape', 'shape_from_config', 'model_shape', 'Work', 'work', 'plan',
-           'disk_needed', 'human', 'spoken', 'plan_text']
+           'check_model', 'check_recipe', 'differences', 'Shape', 'shape_from_config', 'model_shape', 'Work', 'work',
+           'plan', 'disk_needed', 'human', 'spoken', 'plan_text']
 
 # %% ../nbs/10a_recipe.ipynb #8665d6e7
 import dataclasses
@@ -198,13 +198,14 @@ class ModelSection:
     name: str = option("default", "the policy at the start: default, a hub id (ORG/NAME) or a local folder")
     dtype: str = option("auto", "auto takes what the machine does best", choices=("auto", "bfloat16", "float32"))
     device: str = option("auto", "auto, cpu, cuda or mps", choices=("auto", "cpu", "cuda", "mps"))
+    engine: str = option("transformers", "what samples and labels; training is transformers' always", choices=("transformers", "vllm"))
 
 
 @dataclass(frozen=True)
 class CriticSection:
     "The model that criticises, revises and judges"
 
-    name: str = option("", "model of the critic; empty: the same as the policy's")
+    name: str = option("", "model of the critic, or server:URL#MODEL; empty: the same as the policy's")
     adapter: str = option(
         "auto",
         "auto: the bundled warm-up adapter where it fits; none: the plain model; warm-up: made here; or a folder",
@@ -263,7 +264,7 @@ class SFTSection:
     helpful_samples: int = option(
         1, "the start model's own answers to each helpful prompt, mixed in; the paper: 2", low=0
     )
-    helpful_tokens: int = option(96, "longest helpful answer, in tokens; a longer one ends with a sentence", low=8)
+    helpful_tokens: int = option(96, "longest helpful answer, in tokens; of a longer one the end is not learnt", low=8)
     epochs: float = option(2.0, "passes over the examples; the paper: 1", low=0.0)
     learning_rate: float = option(2e-4, "constant, as in the paper", low=0, high=1)
     batch_size: int = option(8, "sequences to an update; the paper: 1024", low=1)
@@ -520,6 +521,23 @@ def load_recipe(
     return check_recipe(build(Recipe, leaf.value), source)
 
 # %% ../nbs/10a_recipe.ipynb #35d083c1
+def check_model(name, where, server=False):
+    "An error for a name that is no model; a server can stand in for a critic, but a policy is trained, so its weights are here"
+    if name.startswith("server:") and server:
+        from cai_nb.backends import server_parts
+
+        try:
+            server_parts(name)
+        except CaiError as e:
+            raise RecipeError(f"{where}: {e}") from None
+    elif re.match(r"(server|vllm|https?|api|openai):", name):
+        raise RecipeError(f"{where} {name!r}: a policy is trained, so its weights must be here: default, a hub id (ORG/NAME) or "
+                          "a folder. A server can be the critic (critic.name: server:URL#MODEL), and vLLM can sample "
+                          "(model.engine: vllm)")
+    elif not re.fullmatch(r"[\w.-]+/[\w.-]+|default", name) and not Path(name).is_dir():
+        raise RecipeError(f"{where}: no model {name!r}: no such folder; write default, a hub id (ORG/NAME) or a local folder")
+
+
 def check_recipe(recipe, source="recipe"):
     "The recipe, if its values make sense together"
     per_step = recipe.ppo.prompts / recipe.ppo.minibatches
@@ -537,17 +555,12 @@ def check_recipe(recipe, source="recipe"):
     for key in ("constitution.harmless", "constitution.helpful"):
         if sum(recipe[key].values()) <= 0:
             raise RecipeError(f"{source}: the weights of '{key}' add up to 0; give one constitution a weight of 1.0")
-    if re.match(r"(vllm|https?|api|openai):", recipe.model.name):
-        raise RecipeError(
-            f"{source}: model {recipe.model.name!r} needs a backend that this version does not have; "
-            "write default, a hub id (ORG/NAME) or a local folder"
-        )
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+|default", recipe.model.name) and not Path(recipe.model.name).is_dir():
-        raise RecipeError(
-            f"{source}: no model {recipe.model.name!r}: no such folder; write default, "
-            "a hub id (ORG/NAME) or a local folder"
-        )
+    check_model(recipe.model.name, f"{source}: model.name")
+    if recipe.critic.name:
+        check_model(recipe.critic.name, f"{source}: critic.name", server=True)
     adapter = recipe.critic.adapter
+    if recipe.critic.name.startswith("server:") and adapter not in ("auto", "none"):
+        raise RecipeError(f"{source}: critic.adapter {adapter!r} cannot be put into a server; serve the model with its adapter")
     if adapter not in ("auto", "none", "warm-up") and not (Path(adapter) / "adapter_model.safetensors").is_file():
         raise RecipeError(f"{source}: critic.adapter {adapter!r} is no folder with adapter_model.safetensors; write "
                           "auto, none, warm-up, or such a folder")

@@ -11,7 +11,7 @@ import json, time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 import torch
-from .dialogue import CaiError, assistant, render
+from .dialogue import CaiError, assistant, defuse, render
 from .model import load_pretrained, lora_config, trainer_defaults
 
 # %% ../nbs/05_sft.ipynb #b301faae
@@ -20,7 +20,7 @@ class TrainingError(CaiError):
 
 def sft_examples(revisions,            # revision records
                  which: str = "last",  # "last": the final revision; "all": every revision, first to last
-                 helpful=()):          # examples to mix in, as they are: {"prompt", "completion"}
+                 helpful=()):          # examples to mix in, as they are: {"prompt", "completion"}, and "finished": False if cut off
     "Prompt-completion examples from revisions, flagged steps left out, with helpful dialogues mixed in (paper, section 3.3)"
     if which not in ("last", "all"): raise TrainingError(f"which={which!r}: write 'last' or 'all'.")
     out = []
@@ -28,12 +28,13 @@ def sft_examples(revisions,            # revision records
         steps = [s for s in r["steps"][1:] if not s["flags"]]
         for step in steps[-1:] if which == "last" else steps:
             out.append({"prompt": r["prompt"], "completion": [assistant(step["text"])]})
-    return out + [{"prompt": h["prompt"], "completion": h["completion"]} for h in helpful]
+    return out + [{k: h[k] for k in ("prompt", "completion", "finished") if k in h} for h in helpful]
 
 # %% ../nbs/05_sft.ipynb #5c719080
 def encode_example(prompt,      # messages; nothing here is trained on
                    completion,  # messages; the assistant's turns among them are trained on
-                   tokenizer) -> dict:
+                   tokenizer,
+                   finished: bool = True) -> dict:  # False: the last turn was cut off, and its end is not learnt
     "`input_ids` and `labels` (−100 where nothing is learnt) of one example; each `(T,)`"
     messages = [*prompt, *completion]
     text = render(messages, tokenizer)
@@ -43,6 +44,9 @@ def encode_example(prompt,      # messages; nothing here is trained on
         if messages[k]["role"] != "assistant": continue
         start = len(render(messages[:k], tokenizer, add_generation_prompt=True))
         end = len(render(messages[:k + 1], tokenizer).rstrip("\n"))
+        if not finished and k == len(messages) - 1:
+            said = defuse(messages[k]["content"], tokenizer).strip()
+            end = text.rindex(said) + len(said)
         for i, (a, b) in enumerate(coded["offset_mapping"]):
             if start <= a < b <= end: labels[i] = ids[i]
     return {"input_ids": ids, "labels": labels}
@@ -64,7 +68,7 @@ class SFTSettings:
 # %% ../nbs/05_sft.ipynb #7ec2f9ba
 def training_rows(examples, tokenizer, max_length: int):
     "Encoded rows and how many examples were too long or had nothing to learn"
-    rows = [encode_example(e["prompt"], e["completion"], tokenizer) for e in examples]
+    rows = [encode_example(e["prompt"], e["completion"], tokenizer, e.get("finished", True)) for e in examples]
     kept = [r for r in rows if len(r["input_ids"]) <= max_length and any(t >= 0 for t in r["labels"])]
     if not kept:
         raise TrainingError(f"none of {len(rows)} examples can be trained on: none given, all too long (max_length={max_length}), or all empty.")

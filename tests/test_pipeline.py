@@ -91,7 +91,12 @@ def test_unknown_key_is_refused_with_line_and_nearest_key(tmp_path):
         ("constitution:\n  harmless: {}", "names with weights"),
         ("constitution:\n  harmless: {harmlessness: 0}", "add up to 0"),
         ("model:\n  name: /no/such/folder", "no model"),
-        ("model:\n  name: vllm:x/y", "backend"),
+        ("model:\n  name: vllm:x/y", "model.engine: vllm"),
+        ("model:\n  name: server:http://h/v1#m", "critic.name"),
+        ("critic:\n  name: server:h#m", "server:http://HOST"),
+        ("critic:\n  name: server:http://u:secret@h/v1#m", "CAI_NB_API_KEY"),
+        ("critic:\n  name: server:http://h/v1#m\n  adapter: warm-up", "serve the model with its adapter"),
+        ("critic:\n  name: /no/such/folder", "critic.name"),
         ("ppo:\n  prompts: 7", "multiple"),
     ],
 )
