@@ -6,7 +6,7 @@
 __all__ = ['COMMANDS', 'HANDLERS', 'explain', 'Parser', 'run_options', 'parser', 'resolve', 'run_command', 'say', 'columns',
            'chat_models', 'answer', 'chat_command', 'requirements', 'check_packages', 'check_machine', 'doctor_command',
            'recipe_command', 'warm_up_command', 'sample_command', 'blind_command', 'compare_command', 'figures_command',
-           'calm', 'main']
+           'calm', 'main', 'command']
 
 # %% ../nbs/10c_command.ipynb #d0c41e8a
 import argparse
@@ -440,8 +440,18 @@ def calm(debug):
 
 # %% ../nbs/10c_command.ipynb #855477e5
 def main(argv=None):  # list of words after cai-nb; None: those of this process
-    "The cai-nb command; gives back the exit status"
+    "The cai-nb command; gives back the exit status. Where a launcher has started several processes, the first leads (notebook 02b)"
     argv = sys.argv[1:] if argv is None else list(argv)
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        from cai_nb.distributed import lead
+
+        calm("--debug" in argv)
+        return lead(lambda: command(argv))
+    return command(argv)
+
+
+def command(argv):
+    "One command in this process; gives back the exit status"
     debug, again = "--debug" in argv, "cai-nb " + shlex.join(argv)
     try:
         args = parser().parse_args([a for a in argv if a != "--debug"])  # wherever it stands

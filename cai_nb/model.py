@@ -7,7 +7,7 @@ __all__ = ['WHEEL', 'WHEEL_SHA256', 'GGUF_SHA256', 'HUB_TWIN', 'LINEAR', 'ModelE
            'default_model', 'best_device', 'best_dtype', 'FromUniform', 'token_at', 'row_uniforms', 'row_seed',
            'quiet_loading', 'Completion', 'Score', 'model_folder', 'model_id', 'load_pretrained', 'give_back',
            'sorted_batches', 'for_batches', 'LanguageModel', 'shared_beginnings', 'token_logprobs', 'lora_config',
-           'trainer_defaults']
+           'per_process', 'trainer_defaults']
 
 # %% ../nbs/02_model.ipynb #7227133b
 import copy, ctypes, hashlib, json, os, shutil, subprocess, sys, tempfile, zipfile
@@ -527,8 +527,15 @@ def lora_config(depth: int,           # number of layers of the model
     layers = list(range(depth - max(1, round(share*depth)), depth))
     return LoraConfig(r=rank, lora_alpha=2*rank, lora_dropout=0.0, target_modules=LINEAR, layers_to_transform=layers, task_type=task, **more)
 
+def per_process(batch_size: int) -> int:
+    "What each process takes of a batch, so that an update sees as many examples whatever the number of processes"
+    n = int(os.environ.get("WORLD_SIZE", 1))
+    if batch_size % n: raise ModelError(f"a batch of {batch_size} does not divide among {n} processes; make it a multiple of {n}.")
+    return batch_size//n
+
 def trainer_defaults() -> dict:
     "Arguments for any `TrainingArguments` that fit the machine: no network reports, no half-precision flags on a CPU"
     cpu = best_device() == "cpu"
     return dict(use_cpu=cpu, bf16=False, gradient_checkpointing=False, report_to=[], dataloader_pin_memory=not cpu,
-                disable_tqdm=bool(os.environ.get("CAI_NB_QUIET")), save_strategy="no", logging_strategy="steps")
+                disable_tqdm=bool(os.environ.get("CAI_NB_QUIET")), save_strategy="no", logging_strategy="steps",
+                ddp_backend="gloo" if cpu and int(os.environ.get("WORLD_SIZE", 1)) > 1 else None)

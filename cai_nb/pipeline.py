@@ -10,8 +10,8 @@ __all__ = ['HARMLESS', 'POLICIES', 'JUDGE_LAYERS', 'QUESTIONS', 'STAGES', 'RunEr
            'parts_of', 'critic_adapter', 'lesson_mark', 'shipped_critic', 'make_critic', 'critic_parts', 'load_model',
            'speaker', 'model_of', 'revision_stage', 'helpful_answers', 'sft_stage', 'save_metrics', 'feedback_stage',
            'revised_pairs', 'by_constitution', 'labeller', 'layers_of', 'label_check', 'preference_stage',
-           'ppo_arguments', 'ppo_stage', 'diary', 'meter', 'evaluation_stage', 'evaluation_judges', 'check', 'expected',
-           'run_recipe', 'report', 'main']
+           'ppo_arguments', 'ppo_stage', 'learn_by_ppo', 'diary', 'meter', 'evaluation_stage', 'evaluation_judges',
+           'check', 'expected', 'run_recipe', 'report', 'main']
 
 # %% ../nbs/10_pipeline.ipynb #8cf8d1f9
 import gc
@@ -568,11 +568,13 @@ def critic_parts(run):
 
 
 def load_model(recipe, name, adapters=(), dtype=None):
-    "A `LanguageModel` with its weights here, as training and hidden states want it"
+    "A `LanguageModel` with its weights here, as training and hidden states want it; in every process, if there are several"
+    from cai_nb.distributed import share
     from cai_nb.model import LanguageModel
 
     m = recipe.model
-    return LanguageModel.load(
+    return share(
+        LanguageModel.load,
         name,
         adapter=list(adapters) or None,
         dtype=dtype or (None if m.dtype == "auto" else m.dtype),
@@ -588,7 +590,11 @@ def speaker(recipe, name, adapters=()):
         return open_model(name)
     if recipe.model.engine == "vllm":
         from cai_nb.backends import VLLMModel
+        from cai_nb.distributed import processes
 
+        if processes().size > 1:
+            raise RunError("vLLM spreads itself over devices: run the stages that sample (revise, feedback, evaluate) without a "
+                           "launcher, and those that train (sft, preference, ppo) with it")
         dtype = None if recipe.model.dtype == "auto" else recipe.model.dtype
         return VLLMModel.load(name, list(adapters) or None, dtype, memory=0.4)  # a policy and its critic fit side by side
     return load_model(recipe, name, adapters)
@@ -679,6 +685,7 @@ def helpful_answers(run, records):
 # %% ../nbs/10_pipeline.ipynb #9793da01
 def sft_stage(run, folder):
     "Stage 2: fine-tuning on the revisions gives SL-CAI (notebook 05)"
+    from cai_nb.distributed import together
     from cai_nb.prompts import Records
     from cai_nb.sft import SFTSettings, finetune, sft_examples
 
@@ -696,7 +703,7 @@ def sft_stage(run, folder):
         max_length=s.max_length,
         seed=run.recipe.seed,
     )
-    metrics = finetune(name, examples, folder / "model", settings)
+    metrics = together(finetune, name, examples, folder / "model", settings)[0]
     return save_metrics(folder, metrics, revisions=len(examples) - len(helpful), helpful=len(helpful))
 
 
@@ -824,6 +831,7 @@ def label_check(run, label):
 # %% ../nbs/10_pipeline.ipynb #78acd521
 def preference_stage(run, folder):
     "Stage 4: the preference model (notebook 07)"
+    from cai_nb.distributed import together
     from cai_nb.feedback import written_comparisons
     from cai_nb.preference import PreferenceSettings, train_preference_model
     from cai_nb.prompts import Records
@@ -844,16 +852,21 @@ def preference_stage(run, folder):
     name, adapters = parts_of(run, "start")
     comparisons = list(Records(run.path("feedback") / "records.jsonl"))
     written = [r for source in p.mix for r in written_comparisons(source, p.mix_label, p.mix_limit or None)]
-    metrics = train_preference_model(name, comparisons + written, folder / "model", settings, adapter=adapters or None)
+    rows, model = comparisons + written, folder / "model"
+    metrics = together(train_preference_model, name, rows, model, settings, adapter=adapters or None)[0]
     return save_metrics(folder, metrics, by_ai=len(comparisons), written=len(written))
 
 # %% ../nbs/10_pipeline.ipynb #9f3f16d7
 def ppo_arguments(recipe):
     "Keyword arguments of `PPOConfig` from a recipe"
+    from cai_nb.distributed import processes
     from cai_nb.model import trainer_defaults
 
-    o = recipe.ppo
-    each = o.prompts // o.minibatches
+    o, n = recipe.ppo, processes().size
+    each, rest = divmod(o.prompts, o.minibatches * n)  # of a minibatch, in each process
+    if rest:
+        raise RunError(f"{o.prompts} prompts a rollout in {o.minibatches} minibatches do not divide among {n} processes; "
+                       f"set ppo.prompts to a multiple of {o.minibatches * n}")
     micro = max(n for n in range(1, min(o.batch_size, each) + 1) if each % n == 0)
     return trainer_defaults() | {
         "rollouts": o.updates,
@@ -862,7 +875,7 @@ def ppo_arguments(recipe):
         "num_mini_batches": o.minibatches,
         "num_ppo_epochs": o.epochs,
         "max_completion_length": o.max_tokens,
-        "sampling_batch_size": o.prompts,
+        "sampling_batch_size": o.prompts // n,
         "temperature": o.temperature,
         "learning_rate": o.learning_rate,
         "value_learning_rate": o.value_learning_rate or None,
@@ -884,6 +897,21 @@ def ppo_arguments(recipe):
 # %% ../nbs/10_pipeline.ipynb #3748d632
 def ppo_stage(run, folder):
     "Stage 5: PPO against the preference model gives RL-CAI (notebook 08)"
+    from cai_nb.distributed import together
+
+    o, work = run.recipe.ppo, folder / "work"
+    work.mkdir(parents=True, exist_ok=True)
+    reward = run.path("preference") / "model"
+    log, steps = together(learn_by_ppo, run.recipe, parts_of(run, "sl-cai"), rl_prompts(run), reward, folder)[0]
+    for path in work.glob("samples.jsonl"):
+        shutil.copy(path, folder / path.name)
+    shutil.rmtree(work)
+    ends = {f"{k}_{when}": round(log[at][k], 3) for k in ("reward", "kl") for when, at in (("first", 0), ("last", -1))}
+    return save_metrics(folder, {"log": log, "steps": steps}, answers=len(log) * o.prompts, **ends)
+
+
+def learn_by_ppo(recipe, parts, prompts, reward, folder):
+    "PPO as the recipe wants it, in every process that there is; gives back its log and its number of steps"
     from transformers import PrinterCallback
 
     from cai_nb.model import lora_config
@@ -891,25 +919,18 @@ def ppo_stage(run, folder):
     from cai_nb.preference import PreferenceModel
     from cai_nb.prompts import Records
 
-    o, work = run.recipe.ppo, folder / "work"
-    work.mkdir(parents=True, exist_ok=True)
-    lm = load_model(run.recipe, *parts_of(run, "sl-cai"), dtype=None if o.lora_rank else "float32")
+    o = recipe.ppo
+    lm = load_model(recipe, *parts, dtype=None if o.lora_rank else "float32")
     adapter = lora_config(lm.model.config.num_hidden_layers, o.lora_rank, o.lora_share) if o.lora_rank else None
-    prompts = rl_prompts(run)
     data = [{**p, "prompt": [{"role": "user", "content": p["prompt"]}]} for p in prompts]
-    reward = PreferenceModel.load(run.path("preference") / "model")
-    args = PPOConfig(str(work), **ppo_arguments(run.recipe))
-    trainer = PPOTrainer(lm, reward, args, data, peft_config=adapter, callbacks=[meter(o.updates)])
+    args = PPOConfig(str(folder / "work"), **ppo_arguments(recipe))
+    trainer = PPOTrainer(lm, PreferenceModel.load(reward), args, data, peft_config=adapter, callbacks=[meter(o.updates)])
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(diary(trainer, Records(folder / "rollouts.jsonl")))
     trainer.train(resume_from_checkpoint=True)
     trainer.save_model(str(folder / "model"))
-    log = [entry for entry in trainer.state.log_history if "rollout" in entry]
-    for path in work.glob("samples.jsonl"):
-        shutil.copy(path, folder / path.name)
-    shutil.rmtree(work)
-    ends = {f"{k}_{when}": round(log[at][k], 3) for k in ("reward", "kl") for when, at in (("first", 0), ("last", -1))}
-    return save_metrics(folder, {"log": log, "steps": trainer.state.global_step}, answers=len(log) * o.prompts, **ends)
+    return [entry for entry in trainer.state.log_history if "rollout" in entry], trainer.state.global_step
+
 
 # %% ../nbs/10_pipeline.ipynb #3748d633
 def diary(trainer, records):

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from .dialogue import CaiError, render
 from .judge import kind_of
-from .model import for_batches, load_pretrained, lora_config, trainer_defaults
+from .model import for_batches, load_pretrained, lora_config, per_process, trainer_defaults
 
 # %% ../nbs/07_preference.ipynb #fe3849aa
 from trl import RewardConfig, RewardTrainer
@@ -187,7 +187,7 @@ class PreferenceSettings:
     "How to train a preference model"
     learning_rate: float = 2e-4     # of AdamW
     epochs: float = 2.0             # passes over the comparisons; the paper: 1, on far more of them
-    batch_size: int = 8             # comparisons a device and step (twice as many dialogues)
+    batch_size: int = 8             # comparisons a step (twice as many dialogues), dealt out among the processes
     accumulation: int = 1           # batches an optimiser step
     schedule: str = "linear"        # of the learning rate
     lora_rank: int = 16             # 0: train every weight
@@ -274,7 +274,7 @@ def train_preference_model(model_name: str,   # default, folder or hub id
     depth = model.config.num_hidden_layers
     lora = s.lora_rank and lora_config(depth, s.lora_rank, s.lora_share, task="SEQ_CLS", modules_to_save=["score"])
     steps = int(-(-len(train)//(s.batch_size*s.accumulation))*s.epochs)
-    args = RewardConfig(output_dir=str(out), per_device_train_batch_size=s.batch_size, num_train_epochs=s.epochs,
+    args = RewardConfig(output_dir=str(out), per_device_train_batch_size=per_process(s.batch_size), num_train_epochs=s.epochs,
                         gradient_accumulation_steps=s.accumulation, learning_rate=s.learning_rate,
                         lr_scheduler_type=s.schedule, warmup_steps=min(5, steps//4), max_length=None, seed=s.seed,
                         train_sampling_strategy="group_by_length", logging_steps=max(1, steps//25), **trainer_defaults())
@@ -283,9 +283,7 @@ def train_preference_model(model_name: str,   # default, folder or hub id
     trainer = SoftRewardTrainer(model=model, args=args, train_dataset=Dataset.from_list(mine),
                                 processing_class=tokenizer, peft_config=lora or None)
     trainer.train()
-    out.mkdir(parents=True, exist_ok=True)
-    trainer.model.save_pretrained(out)
-    tokenizer.save_pretrained(out)
+    weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # by all processes: each may hold a part
     curve = [{"step": h["step"], "loss": h["loss"]} for h in trainer.state.log_history if "loss" in h]
     scorer = PreferenceModel(trainer.model, tokenizer, heads=heads)
     about, held_rows, measured = _examine(scorer, kept, held, s.seed)
@@ -295,6 +293,10 @@ def train_preference_model(model_name: str,   # default, folder or hub id
     metrics = {"model": ident, "examples": len(train), "dropped": dropped, "steps": trainer.state.global_step, "heads": heads,
                "seconds": round(time.time() - start, 1), **measured, "score_mean": about["mean"],
                "score_std": about["std"], "curve": curve, "settings": asdict(s)}
+    if not trainer.is_world_process_zero(): return metrics
+    out.mkdir(parents=True, exist_ok=True)
+    trainer.model.save_pretrained(out, state_dict=weights)
+    tokenizer.save_pretrained(out)
     (out/"preference.json").write_text(json.dumps(about, indent=1))
     (out/"heldout.jsonl").write_text("".join(json.dumps(r) + "\n" for r in held_rows))
     (out/"metrics.json").write_text(json.dumps(metrics, indent=1))

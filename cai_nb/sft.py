@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 import torch
 from .dialogue import CaiError, assistant, defuse, render
-from .model import load_pretrained, lora_config, trainer_defaults
+from .model import load_pretrained, lora_config, per_process, trainer_defaults
 
 # %% ../nbs/05_sft.ipynb #b301faae
 class TrainingError(CaiError):
@@ -57,7 +57,7 @@ class SFTSettings:
     "How to fine-tune"
     learning_rate: float = 3e-4      # of Adam; the paper takes half of pretraining's for full fine-tuning
     epochs: float = 2.0              # passes over the examples; the paper: 1, on far more of them
-    batch_size: int = 8              # sequences a device and step
+    batch_size: int = 8              # sequences a step, dealt out among the processes
     accumulation: int = 1            # batches an optimiser step; the paper's batch is 1,024 sequences
     schedule: str = "constant"       # the paper's; any name that transformers knows
     lora_rank: int = 16              # 0: train every weight
@@ -87,7 +87,7 @@ def finetune(model_name: str,     # default, folder or hub id
     rows, dropped = training_rows(examples, tokenizer, settings.max_length)
     peft_config = lora_config(model.config.num_hidden_layers, settings.lora_rank, settings.lora_share) if settings.lora_rank else None
     steps = -(-len(rows)//(settings.batch_size*settings.accumulation))*settings.epochs
-    args = SFTConfig(output_dir=str(out), per_device_train_batch_size=settings.batch_size,
+    args = SFTConfig(output_dir=str(out), per_device_train_batch_size=per_process(settings.batch_size),
                      gradient_accumulation_steps=settings.accumulation,
                      num_train_epochs=settings.epochs, learning_rate=settings.learning_rate, lr_scheduler_type=settings.schedule,
                      warmup_steps=min(5, int(steps)//4), max_length=None, seed=settings.seed, train_sampling_strategy="group_by_length",
@@ -100,7 +100,7 @@ def finetune(model_name: str,     # default, folder or hub id
     curve = [{"step": h["step"], "loss": h["loss"]} for h in trainer.state.log_history if "loss" in h]
     metrics = {"model": ident, "examples": len(rows), "dropped": dropped, "steps": trainer.state.global_step, "seconds": round(time.time() - start, 1),
                "tokens": int(sum(len(r["input_ids"]) for r in rows)*settings.epochs), "curve": curve, "settings": asdict(settings)}
-    Path(out, "metrics.json").write_text(json.dumps(metrics, indent=1))
+    if trainer.is_world_process_zero(): Path(out, "metrics.json").write_text(json.dumps(metrics, indent=1))
     return metrics
 
 # %% ../nbs/05_sft.ipynb #52dc3edb

@@ -26,6 +26,16 @@ def test_only_the_assistants_turns_are_learnt():
     assert all(y in (-100, x) for x, y in zip(coded["input_ids"], coded["labels"]))
 
 
+def test_the_end_of_an_answer_that_was_cut_off_is_not_learnt():
+    tok = tiny_tokenizer()
+    coded = encode_example([user("a?")], [assistant("b."), user("c?"), assistant("d <|im_end|> and so o ")], tok, finished=False)
+    assert tok.decode([t for t in coded["labels"] if t >= 0]) == "b.<|im_end|>d <|im_end| > and so o"
+    rows = [{"prompt": [user("q")], "completion": [assistant("a")], "finished": f} for f in (True, False)]
+    whole, cut = training_rows(rows, tok, 99)[0]
+    assert whole["input_ids"] == cut["input_ids"]
+    assert sum(t >= 0 for t in whole["labels"]) == sum(t >= 0 for t in cut["labels"]) + 1
+
+
 def test_the_trainers_loss_is_the_loss_of_those_tokens_alone(folder, tmp_path):
     "Through TRL, not beside it: the first logged loss is the mean over the completions' tokens."
     metrics = finetune(folder, EXAMPLES, tmp_path/"out", SFTSettings(epochs=1, batch_size=4, learning_rate=0.0))
