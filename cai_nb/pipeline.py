@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['HARMLESS', 'POLICIES', 'JUDGE_LAYERS', 'QUESTIONS', 'STAGES', 'RunError', 'write_text', 'write_json', 'read_json',
-           'Stage', 'Run', 'inputs', 'put_aside', 'is_done', 'run_stage', 'reset_memory', 'let_go', 'memory_peak',
-           'made_with', 'machine', 'fingerprints', 'constitution_of', 'check_room', 'same_recipe', 'open_run', 'branch',
-           'locked', 'choose_prompts', 'longest_prompt', 'make_prompts', 'prompts_of', 'harmless_prompts', 'rl_prompts',
-           'parts_of', 'critic_adapter', 'lesson_mark', 'shipped_critic', 'make_critic', 'critic_parts', 'load_model',
-           'speaker', 'model_of', 'revision_stage', 'helpful_answers', 'sft_stage', 'save_metrics', 'feedback_stage',
+           'Stage', 'Run', 'inputs', 'put_aside', 'digests', 'damaged', 'is_done', 'run_stage', 'reset_memory',
+           'let_go', 'memory_peak', 'made_with', 'machine', 'fingerprints', 'constitution_of', 'check_room',
+           'same_recipe', 'open_run', 'branch', 'locked', 'choose_prompts', 'longest_prompt', 'make_prompts',
+           'prompts_of', 'harmless_prompts', 'rl_prompts', 'parts_of', 'critic_adapter', 'lesson_mark',
+           'shipped_critic', 'make_critic', 'critic_parts', 'load_model', 'speaker', 'model_of', 'revision_stage',
+           'helpful_answers', 'sft_stage', 'pieces', 'largest_divisor', 'save_metrics', 'feedback_stage',
            'revised_pairs', 'by_constitution', 'labeller', 'layers_of', 'label_check', 'preference_stage',
            'ppo_arguments', 'ppo_stage', 'learn_by_ppo', 'diary', 'meter', 'evaluation_stage', 'evaluation_judges',
            'check', 'expected', 'run_recipe', 'report', 'main']
@@ -132,10 +133,25 @@ def put_aside(path):
     return aside
 
 
+def digests(folder):
+    "{file: SHA-256} of what a stage has written"
+    from cai_nb.model import file_sha256
+
+    own = [p for p in sorted(folder.rglob("*")) if p.is_file() and p.name not in ("started.json", "done.json")]
+    return {p.relative_to(folder).as_posix(): file_sha256(p) for p in own}
+
+
+def damaged(run, name):
+    "Files of a finished stage that are gone, or not what was written"
+    written = (run.done(name) or {}).get("files", {})
+    found = digests(run.path(name)) if written else {}
+    return [file for file, digest in written.items() if found.get(file) != digest]
+
+
 def is_done(run, stage):
-    "Whether a stage is done, and from what is in the folder now"
+    "Whether a stage is done, from what is in the folder now, and its files are what was written"
     done = run.done(stage.name)
-    if done is None:
+    if done is None or damaged(run, stage.name):
         return False
     return all(run.done(n) for n in stage.needs) and done.get("inputs") == inputs(run, stage)
 
@@ -150,7 +166,13 @@ def run_stage(
     if is_done(run, stage):
         run.note(f"{label} {stage.title}: done already".strip())
         return run.done(stage.name)
+    for name in stage.needs:
+        if bad := damaged(run, name):
+            raise RunError(f"{run.path(name) / bad[0]} is not what was written: a damaged disk, or a change by hand. To make it again: "
+                           f"cai-nb {run.stage(name).command} --out {run.folder} (a wanted change: take 'files' out of its done.json)")
     made_from, path = inputs(run, stage), run.path(stage.name)
+    if bad := damaged(run, stage.name):
+        run.note(f"{path.name}/{bad[0]} is not what was written: moved to {put_aside(path).name}, made again")
     started = read_json(path / "started.json")
     if path.exists() and (started or {}).get("inputs", made_from) != made_from:
         aside = put_aside(path)
@@ -177,6 +199,7 @@ def run_stage(
         "memory_mib": memory_peak(),
         "counts": counts,
         "inputs": made_from,
+        "files": digests(path) if path.exists() else {},
         "tries": started["tries"],
         "finished": datetime.now().isoformat(),
     }
@@ -697,7 +720,7 @@ def sft_stage(run, folder):
     settings = SFTSettings(
         learning_rate=s.learning_rate,
         epochs=s.epochs,
-        batch_size=s.batch_size,
+        **pieces(s),
         lora_rank=s.lora_rank,
         lora_share=s.lora_share,
         max_length=s.max_length,
@@ -705,6 +728,21 @@ def sft_stage(run, folder):
     )
     metrics = together(finetune, name, examples, folder / "model", settings)[0]
     return save_metrics(folder, metrics, revisions=len(examples) - len(helpful), helpful=len(helpful))
+
+
+def pieces(section):
+    "`batch_size` and `accumulation` of a trainer's settings, so that no device takes more than `at_once` sequences"
+    from cai_nb.distributed import processes
+    from cai_nb.model import per_process
+
+    each, n = per_process(section.batch_size), processes().size
+    at_once = largest_divisor(each, section.at_once or each)
+    return {"batch_size": at_once * n, "accumulation": each // at_once}
+
+
+def largest_divisor(n, most):
+    "Of n, not above `most`"
+    return max(d for d in range(1, min(n, most) + 1) if n % d == 0)
 
 
 def save_metrics(folder, metrics, **counts):
@@ -840,7 +878,7 @@ def preference_stage(run, folder):
     settings = PreferenceSettings(
         epochs=p.epochs,
         learning_rate=p.learning_rate,
-        batch_size=p.batch_size,
+        **pieces(p),
         lora_rank=p.lora_rank,
         lora_share=p.lora_share,
         max_length=p.max_length,
@@ -867,7 +905,7 @@ def ppo_arguments(recipe):
     if rest:
         raise RunError(f"{o.prompts} prompts a rollout in {o.minibatches} minibatches do not divide among {n} processes; "
                        f"set ppo.prompts to a multiple of {o.minibatches * n}")
-    micro = max(n for n in range(1, min(o.batch_size, each) + 1) if each % n == 0)
+    micro = largest_divisor(each, o.batch_size)
     return trainer_defaults() | {
         "rollouts": o.updates,
         "per_device_train_batch_size": micro,

@@ -301,3 +301,9 @@ def _evaluation(path):
         },
     )
     return {"prompts": 112, "answers": 672}
+
+
+def unseal(folder):
+    "Let a stage's files be other than what was written"
+    done = json.loads((folder / "done.json").read_text())
+    (folder / "done.json").write_text(json.dumps({k: v for k, v in done.items() if k != "files"}))

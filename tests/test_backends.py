@@ -372,7 +372,7 @@ def test_the_stages_take_any_body(server, vllm, model, folder, tmp_path):
 
 def test_a_run_with_an_engine_that_samples_and_a_server_that_judges(server, folder, tmp_path, monkeypatch):
     "The policy's answers, fine-tuned or not, from the engine, critiques, revisions and labels from the server, training here"
-    from fake_run import revisions, write_lines
+    from fake_run import revisions, unseal, write_lines
     from test_pipeline import SETS, quiet
     from trl import RewardTrainer, SFTTrainer  # noqa: F401  (they look for an installed vllm while they load)
 
@@ -388,6 +388,7 @@ def test_a_run_with_an_engine_that_samples_and_a_server_that_judges(server, fold
     asked = [json.dumps(body) for _, _, body in server.seen]
     assert any("Critique request" in a for a in asked) and any("Revision request" in a for a in asked)
     write_lines(records, [{**r, "id": row["id"]} for r, row in zip(revisions(4), Records(records))])
+    unseal(records.parent)
     run = pl.run_recipe(recipe, out, stages=["sft", "feedback"], note=quiet)
     labels = list(Records(run.path("feedback") / "records.jsonl"))
     assert labels and all("tiny@127.0.0.1" in json.dumps(r) for r in labels)

@@ -299,6 +299,59 @@ def test_a_stage_is_made_again_when_an_earlier_one_was(tmp_path, toys):
     assert run.done("total")["counts"] == before["counts"]
 
 
+@pytest.mark.parametrize("harm", ["flip", "cut", "gone"])
+@pytest.mark.parametrize("stage", ["1-numbers", "2-squares", "3-total"])
+def test_a_damaged_file_of_a_finished_stage_is_named_and_made_again(tmp_path, toys, stage, harm):
+    lines, path = [], tmp_path / stage / "records.jsonl"
+    toys["go"](tmp_path)
+    right, rng = path.read_bytes(), random.Random(stage + harm)
+    wrong = bytearray(right)
+    wrong[rng.randrange(len(wrong))] ^= 1 << rng.randrange(8)
+    path.unlink() if harm == "gone" else path.write_bytes(bytes(wrong) if harm == "flip" else right[: rng.randrange(len(right))])
+    run = pl.Run(tmp_path, None, toys["STAGES"], note=lines.append)
+    if stage != "3-total":  # a later stage alone does not build on it
+        with pytest.raises(pl.RunError, match=f"{stage}/records.jsonl is not what was written"):
+            (tmp_path / "3-total" / "done.json").unlink()
+            pl.run_stage(run, run.stage({"1-numbers": "squares", "2-squares": "total"}[stage]))
+    for s in run.steps:
+        pl.run_stage(run, s)
+    assert any(f"{stage}/records.jsonl is not what was written" in line for line in lines)
+    assert path.read_bytes() == right and (tmp_path / f"{stage}.old-1").is_dir()
+    assert Records(tmp_path / "3-total" / "records.jsonl").ids == {0}
+
+
+def test_a_clock_that_was_set_back_changes_nothing(tmp_path, toys, monkeypatch):
+    class Past(pl.datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return cls(1999, 12, 31)
+
+    toys["go"](tmp_path)
+    (tmp_path / "2-squares" / "done.json").unlink()
+    monkeypatch.setattr(pl, "datetime", Past)
+    monkeypatch.setattr(pl.time, "time", lambda: 946598400.0)
+    run = toys["go"](tmp_path)
+    assert run.done("total")["counts"] == {"total": 140 * 1} and run.done("total")["seconds"] >= 0
+    assert run.done("total")["finished"].startswith("1999")
+    before = run.done("total")
+    assert toys["go"](tmp_path).done("total") == before
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0 and not shutil.which("setpriv"), reason="needs a user without rights")
+def test_a_read_only_folder_ends_in_one_line(tmp_path):
+    (tmp_path / "ro").mkdir()
+    (tmp_path / "ro").chmod(0o555)
+    command = [sys.executable, "-m", "cai_nb", "revise", "smoke", "--out", str(tmp_path / "ro" / "run")]
+    if os.geteuid() == 0:
+        command = ["setpriv", "--reuid", "65534", "--clear-groups", "--bounding-set", "-all", "--inh-caps", "-all", *command]
+        for folder in (tmp_path, *tmp_path.parents[:3]):
+            folder.chmod(folder.stat().st_mode | 0o055)
+    env = os.environ | {"HOME": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=120)
+    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
+    assert "not allowed to write" in done.stderr and "--out" in done.stderr
+
+
 def test_a_stage_without_its_input_names_the_command(tmp_path, toys):
     run = pl.Run(tmp_path, None, toys["STAGES"], note=quiet)
     with pytest.raises(pl.RunError, match="cai-nb squares --out"):
@@ -544,6 +597,7 @@ def half(tiny, tmp_path_factory):
     pl.run_recipe(recipe, out, stages=["revision"], note=quiet)
     records = out / "1-revision" / "records.jsonl"  # random weights write nothing that passes for a revision
     fake_run.write_lines(records, [{**r, "id": row["id"]} for r, row in zip(fake_run.revisions(4), Records(records))])
+    fake_run.unseal(records.parent)
     pl.run_recipe(recipe, out, stages=["sft", "feedback", "preference"], note=quiet)
     return recipe, out
 

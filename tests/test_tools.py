@@ -12,6 +12,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tools"))
 
 import check  # noqa: E402
+import fuzz  # noqa: E402
 import readme  # noqa: E402
 
 
@@ -115,3 +116,11 @@ def test_make_says_which_python_it_needs(tmp_path):
     assert done.returncode and "needs Python 3.11 or later" in done.stdout and "Python 3.8.18" in done.stdout
     assert "make run PYTHON=python3.12" in done.stdout
     assert not (tmp_path / "venv").exists()
+
+
+def test_damaged_files_give_errors_and_never_tracebacks(monkeypatch):
+    "As `python tools/fuzz.py` does with a hundred thousand"
+    monkeypatch.setenv("CAI_NB_QUIET", "1")
+    fates, wrong = fuzz.fuzz(1500, seed=1)
+    assert not wrong, wrong[0]
+    assert min(fates[kind, fate] for kind in ("constitutions", "recipes") for fate in ("read", "refused")) > 30
