@@ -31,6 +31,7 @@ from cai_nb.pipeline import (
     RunError,
     critic_adapter,
     machine,
+    measure_machine,
     parts_of,
     read_json,
     report,
@@ -128,6 +129,7 @@ def parser():
             sub.add_argument(
                 "--dry-run", action="store_true", help="print the plan: counts, tokens, memory, hours; run nothing"
             )
+            sub.add_argument("--measure", action="store_true", help="with --dry-run: time this machine first, some seconds")
             sub.add_argument(
                 "--from", metavar="RUN", dest="source", help="take over this run's stages where the recipe would make the same"
             )
@@ -184,7 +186,7 @@ def run_command(args):
     "run, a stage alone, or report"
     recipe, out = resolve(args)
     if getattr(args, "dry_run", False):
-        print(plan_text(recipe))
+        print(plan_text(recipe, measure_machine(recipe) if args.measure else None))
         return 0
     if args.command == "report":
         if not (out / "recipe.yaml").is_file():

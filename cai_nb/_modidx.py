@@ -439,6 +439,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'cai_nb.pipeline.main': ('pipeline.html#main', 'cai_nb/pipeline.py'),
                                  'cai_nb.pipeline.make_critic': ('pipeline.html#make_critic', 'cai_nb/pipeline.py'),
                                  'cai_nb.pipeline.make_prompts': ('pipeline.html#make_prompts', 'cai_nb/pipeline.py'),
+                                 'cai_nb.pipeline.measure_machine': ('pipeline.html#measure_machine', 'cai_nb/pipeline.py'),
                                  'cai_nb.pipeline.memory_peak': ('pipeline.html#memory_peak', 'cai_nb/pipeline.py'),
                                  'cai_nb.pipeline.meter': ('pipeline.html#meter', 'cai_nb/pipeline.py'),
                                  'cai_nb.pipeline.model_of': ('pipeline.html#model_of', 'cai_nb/pipeline.py'),

@@ -12,7 +12,7 @@ __all__ = ['HARMLESS', 'POLICIES', 'JUDGE_LAYERS', 'QUESTIONS', 'STAGES', 'RunEr
            'helpful_answers', 'sft_stage', 'pieces', 'largest_divisor', 'save_metrics', 'feedback_stage',
            'revised_pairs', 'by_constitution', 'labeller', 'layers_of', 'label_check', 'preference_stage',
            'ppo_arguments', 'ppo_stage', 'learn_by_ppo', 'diary', 'meter', 'evaluation_stage', 'evaluation_judges',
-           'check', 'expected', 'run_recipe', 'report', 'main']
+           'check', 'expected', 'run_recipe', 'report', 'measure_machine', 'main']
 
 # %% ../nbs/10_pipeline.ipynb #8cf8d1f9
 import gc
@@ -607,17 +607,15 @@ def load_model(recipe, name, adapters=(), dtype=None):
 
 def speaker(recipe, name, adapters=()):
     "A `LanguageModel` that samples and labels: the recipe's engine, or a server (notebook 02a)"
+    from cai_nb.distributed import processes
+
     if name.startswith("server:"):
         from cai_nb.backends import open_model
 
         return open_model(name)
-    if recipe.model.engine == "vllm":
+    if recipe.model.engine == "vllm" and processes().size == 1:  # under a launcher every process has a copy, and they sample
         from cai_nb.backends import VLLMModel
-        from cai_nb.distributed import processes
 
-        if processes().size > 1:
-            raise RunError("vLLM spreads itself over devices: run the stages that sample (revise, feedback, evaluate) without a "
-                           "launcher, and those that train (sft, preference, ppo) with it")
         dtype = None if recipe.model.dtype == "auto" else recipe.model.dtype
         return VLLMModel.load(name, list(adapters) or None, dtype, memory=0.4)  # a policy and its critic fit side by side
     return load_model(recipe, name, adapters)
@@ -1129,6 +1127,45 @@ def report(run):
         except CaiError:
             pass  # the report then shows ids
     return write_report(run.folder, principles=principles)
+
+# %% ../nbs/10_pipeline.ipynb #3a7e51c0
+def measure_machine(recipe, tokens=12):  # tokens of the answers that are timed
+    "This machine as a `Hardware`, from some seconds of sampling and training with the recipe's model"
+    import torch
+    from peft import get_peft_model
+
+    from cai_nb.model import lora_config
+    from cai_nb.recipe import Hardware, model_shape
+
+    lm, n, r = load_model(recipe, recipe.model.name), model_shape(recipe.model.name).parameters, recipe.revision
+    words = "How do I keep a promise that I made to a friend who has since moved far away? " * 4
+    asked = [[{"role": "user", "content": words[: 80 + 3 * i]}] for i in range(r.batch_size)]
+
+    def seconds(work):
+        work(1)  # what happens only once is not timed
+        begin = time.monotonic()
+        done = work(tokens)
+        return (time.monotonic() - begin) / done
+
+    sampling = seconds(lambda k: sum(c.tokens for c in lm.sample(asked, k, temperature=1.0, batch_size=r.batch_size, desc="timing")))
+    ids = torch.tensor([row[:24] + [row[-1]] * 104 for row in lm.encode(asked[: recipe.sft.batch_size])], device=lm.device)
+    model = lm.model if not recipe.sft.lora_rank else get_peft_model(
+        lm.model, lora_config(lm.model.config.num_hidden_layers, recipe.sft.lora_rank, recipe.sft.lora_share))
+
+    def train(k):
+        for _ in range(1 + (k > 1)):
+            model(input_ids=ids, labels=ids).loss.backward()
+        if lm.device.type == "cuda":
+            torch.cuda.synchronize()
+        return ids.numel() * (1 + (k > 1))
+
+    training = seconds(train)
+    passes = 2 if recipe.sft.lora_rank else 3
+    basis = f"measured just now: {1 / sampling:,.0f} tokens a second sampled, {1 / training:,.0f} trained"
+    memory = torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else (
+        os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 8 * 2**30)
+    return Hardware("this machine", 2 * n / sampling, 2 * passes * n / training, float("inf"), 0.0, memory / 2**30, basis)
+
 
 # %% ../nbs/10_pipeline.ipynb #88ee2423
 def main(argv=None):  # list of words after cai-nb; None: those of this process

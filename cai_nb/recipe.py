@@ -431,7 +431,7 @@ class Recipe:
         return f"<table><tr><th>key</th><th>value</th><th>meaning</th></tr>{rows}</table>"
 
 # %% ../nbs/10a_recipe.ipynb #bfdefcb5
-SILENT = ("name", "description", "machine.kind", "machine.prompt_tokens")
+SILENT = ("name", "description", "machine.kind", "machine.prompt_tokens", "sft.at_once", "preference.at_once")
 
 
 def _word(value):
@@ -699,10 +699,11 @@ def _work_rl(recipe, o, e, q):
 # %% ../nbs/10a_recipe.ipynb #4e8bd3e5
 def plan(
     recipe,  # a Recipe
-    hardware=None,  # a key of HARDWARE; None: the recipe's machine.kind
+    hardware=None,  # a key of HARDWARE, or a `Hardware`; None: the recipe's machine.kind
 ):
     "What a run will take: rows, totals, and the assumptions behind them"
-    shape, machine = model_shape(recipe.model.name), HARDWARE[hardware or recipe.machine.kind]
+    shape, machine = model_shape(recipe.model.name), hardware or recipe.machine.kind
+    machine = HARDWARE[machine] if isinstance(machine, str) else machine
     rows = [{"stage": w.stage, "what": w.what, "sequences": round(w.sequences), "read": round(w.read),
              "sampled": round(w.sampled), "trained": round(w.trained), "flops": w.flops(shape),
              "seconds": w.seconds(shape, machine)} for w in work(recipe)]
