@@ -208,3 +208,32 @@ def test_a_run_in_two_processes_goes_on_in_one(folder, tmp_path):
 def test_a_batch_that_does_not_divide_is_named(folder, tmp_path):
     done = start(2, *run_words(folder, tmp_path / "run", "ppo.prompts=2", "ppo.minibatches=2", "sft.batch_size=3"), code=1)
     assert "make it a multiple of 2" in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("name", ["one-gpu", "fsdp", "zero3"])
+def test_accelerate_reads_the_bundled_configurations(name):
+    "All keys known, and the launcher's own parser takes them with the command that stands in the file"
+    from accelerate.commands.config.config_args import load_config_from_file
+    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+
+    path = ROOT / "recipes" / "accelerate" / f"{name}.yaml"
+    config = load_config_from_file(str(path))
+    assert config.num_processes == {"one-gpu": 1, "fsdp": 8, "zero3": 16}[name] and not config.use_cpu
+    args = launch_command_parser().parse_args(["--config_file", str(path), "-m", "cai_nb", "run", "gpu-7b", "--out", "x"])
+    args, *_ = _validate_launch_command(args)
+    assert args.module and args.training_script == "cai_nb" and args.training_script_args == ["run", "gpu-7b", "--out", "x"]
+    assert (args.use_fsdp, args.use_deepspeed) == (name == "fsdp", name == "zero3")
+
+
+def test_a_large_batch_is_cut_for_the_device_and_divided_among_processes(monkeypatch):
+    from cai_nb import distributed, pipeline
+    from cai_nb.recipe import load_recipe
+
+    for n in (1, 2, 8):
+        monkeypatch.setenv("WORLD_SIZE", str(n))
+        monkeypatch.setattr(distributed, "processes", lambda n=n: type("P", (), {"size": n}))
+        for batch, at_once in ((1024, 16), (24, 16), (8, 0)):
+            sets = [f"sft.batch_size={batch}", f"sft.at_once={at_once}"]
+            cut = pipeline.pieces(load_recipe("laptop", sets).sft)
+            assert cut["batch_size"] * cut["accumulation"] == batch and cut["batch_size"] // n <= (at_once or batch)
+    assert load_recipe("laptop", ["sft.at_once=2"]).fingerprint == load_recipe("laptop").fingerprint

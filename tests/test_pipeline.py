@@ -1,5 +1,6 @@
 """Recipe, run folder, resume and report: what a reader of notebooks 10 to 10c does not need to see."""
 
+import dataclasses
 import json
 import os
 import random
@@ -310,9 +311,10 @@ def test_a_damaged_file_of_a_finished_stage_is_named_and_made_again(tmp_path, to
     path.unlink() if harm == "gone" else path.write_bytes(bytes(wrong) if harm == "flip" else right[: rng.randrange(len(right))])
     run = pl.Run(tmp_path, None, toys["STAGES"], note=lines.append)
     if stage != "3-total":  # a later stage alone does not build on it
+        later = run.stage({"1-numbers": "squares", "2-squares": "total"}[stage])
+        (run.path(later.name) / "done.json").unlink()
         with pytest.raises(pl.RunError, match=f"{stage}/records.jsonl is not what was written"):
-            (tmp_path / "3-total" / "done.json").unlink()
-            pl.run_stage(run, run.stage({"1-numbers": "squares", "2-squares": "total"}[stage]))
+            pl.run_stage(run, later)
     for s in run.steps:
         pl.run_stage(run, s)
     assert any(f"{stage}/records.jsonl is not what was written" in line for line in lines)
@@ -331,7 +333,7 @@ def test_a_clock_that_was_set_back_changes_nothing(tmp_path, toys, monkeypatch):
     monkeypatch.setattr(pl, "datetime", Past)
     monkeypatch.setattr(pl.time, "time", lambda: 946598400.0)
     run = toys["go"](tmp_path)
-    assert run.done("total")["counts"] == {"total": 140 * 1} and run.done("total")["seconds"] >= 0
+    assert run.done("total")["counts"] == {"total": 140} and run.done("total")["seconds"] >= 0
     assert run.done("total")["finished"].startswith("1999")
     before = run.done("total")
     assert toys["go"](tmp_path).done("total") == before
@@ -624,6 +626,16 @@ def test_all_stages_run_with_a_tiny_model(half, tmp_path, capsys):
     before = {s.name: run.done(s.name) for s in run.steps}
     pl.run_recipe(recipe, tmp_path / "run", note=quiet)
     assert before == {s.name: run.done(s.name) for s in run.steps}
+
+
+def test_a_plan_can_measure_this_machine_first(tiny, capsys):
+    recipe = load_recipe("smoke", SETS, model=str(tiny))
+    found = pl.measure_machine(recipe, 4)
+    assert found.sampling > 0 and found.training > 0 and found.memory > 1
+    half = plan(recipe, dataclasses.replace(found, sampling=found.sampling / 2, training=found.training / 2))["seconds"]
+    assert half == pytest.approx(2 * plan(recipe, found)["seconds"])
+    assert pl.main(["run", "smoke", "--model", str(tiny), "--dry-run", "--measure"]) == 0
+    assert "measured just now" in capsys.readouterr().out
 
 
 def test_harmless_prompts_that_look_harmful_are_trained_on_like_helpful_ones(half):
