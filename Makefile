@@ -13,7 +13,7 @@ MINOR  := $(shell sed -n 's/^requires-python = ">=3\.\([0-9]*\)"/\1/p' pyproject
 FACTS  := settings.ini constraints.txt setup.py pyproject.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help run test prepare install dev lab docs clean
+.PHONY: help run test prepare install dev lab docs audit clean
 .DELETE_ON_ERROR:
 
 help:  ## this list
@@ -41,6 +41,11 @@ docs: $(VENV)/.installed-dev  ## the docs site in _docs/ (needs Quarto, https://
 	@command -v quarto >/dev/null || { echo "make docs needs Quarto: install it from https://quarto.org, then run this again."; exit 1; }
 	$(BIN)/nbdev-sidebar --force
 	$(BIN)/nbdev-docs
+
+audit: $(VENV)/.installed-dev  ## licences of what is pinned, and its known weaknesses (needs the network)
+	$(BIN)/python tools/licences.py --check
+	$(PYTHON) -m venv $(VENV)-audit && $(VENV)-audit/bin/pip install -q pip-audit
+	$(VENV)-audit/bin/pip-audit -r constraints.txt --no-deps --disable-pip
 
 clean:  ## remove caches and what builds leave behind (keeps .venv and runs/)
 	rm -rf build dist *.egg-info _docs _proc nbs/_proc nbs/sidebar.yml .pytest_cache .ruff_cache .hypothesis .ci/tmp.*

@@ -13,6 +13,7 @@ sys.path.insert(0, str(ROOT / "tools"))
 
 import check  # noqa: E402
 import fuzz  # noqa: E402
+import licences  # noqa: E402
 import readme  # noqa: E402
 
 
@@ -124,3 +125,18 @@ def test_damaged_files_give_errors_and_never_tracebacks(monkeypatch):
     fates, wrong = fuzz.fuzz(1500, seed=1)
     assert not wrong, wrong[0]
     assert min(fates[kind, fate] for kind in ("constitutions", "recipes") for fate in ("read", "refused")) > 30
+
+
+def test_licences_of_everything_pinned_are_known_and_free():
+    page, wrong = licences.table()
+    assert not wrong
+    assert page == (ROOT / "THIRD_PARTY.md").read_text(), "out of date: python tools/licences.py"
+
+
+@pytest.mark.parametrize("stated, right", [("MIT", True), ("GPL-3.0-only", False), ("GNU General Public License v3 (GPLv3)", False),
+                                           ("LGPL-2.1-or-later", True), ("AGPL-3.0", False), ("", False), ("MIT OR GPL-3.0", True),
+                                           ("Commercial", False)])
+def test_a_licence_that_is_not_free_is_named(monkeypatch, stated, right):
+    monkeypatch.setattr(licences, "pins", lambda: [("thing", "1.0")])
+    monkeypatch.setattr(licences, "licence", lambda name: stated)
+    assert (licences.table()[1] == []) is right
