@@ -82,7 +82,7 @@ def lead(main):  # a function without arguments that gives back an exit status
         else:
             while (task := _share_out(None)) is not None: _perform(task)
             status = 0
-    except CaiError: pass  # a joint task; the leader has it too, and says it
+    except CaiError as e: print(f"cai-nb, process {p.index + 1} of {p.size}: {e}", file=sys.stderr)
     except BaseException: p.broken = True; traceback.print_exc()
     finally: sys.stdout.flush(); sys.stderr.flush()
     if p.broken: os._exit(status or 1)  # the others may wait in a step that never comes

@@ -111,10 +111,10 @@ def main():
     out = Path(sys.argv[2])
     words = ("tea", "rain", "moss", "bread", "a kettle of soup", "x", "yes and no", "trains")
     examples = [{"prompt": [user(f"Say {w}")], "completion": [assistant(f"Yes, {w}!")], "finished": w != "x"} for w in words]
-    more = dict(epochs=4, batch_size=8, learning_rate=1e-2, max_length=512)
-    sft = together(finetune, sys.argv[1], examples, out/"sft", SFTSettings(**more, schedule="constant", lora_share=1.0))[0]
+    more = dict(epochs=4, batch_size=8, learning_rate=1e-3, max_length=512, lora_rank=0)  # all weights, in float32
+    sft = together(finetune, sys.argv[1], examples, out/"sft", SFTSettings(**more, schedule="constant"))[0]
     pairs = [comparison(i, p) for i, p in enumerate((0.9, 0.8, 0.1, 0.6, 1.0, 0.5, 0.3, 0.7, 0.2, 0.9))]
-    pm = together(train_preference_model, sys.argv[1], pairs, out/"pm", PreferenceSettings(**more, heldout=0.2, lora_share=1.0))[0]
+    pm = together(train_preference_model, sys.argv[1], pairs, out/"pm", PreferenceSettings(**more, heldout=0.2))[0]
     (out/"curves.json").write_text(json.dumps({"sft": sft["curve"], "pm": pm["curve"], "examples": [sft["examples"], pm["examples"]],
                                                "cross_entropy": pm["cross_entropy"]}))
     return 0
@@ -133,11 +133,12 @@ def test_training_in_two_processes_has_the_loss_of_one(folder, tmp_path):
     assert curves[1]["examples"] == curves[2]["examples"] == [8, 8]
     for what in ("sft", "pm"):
         one, two = (np.array([c["loss"] for c in curves[n][what]]) for n in (1, 2))
-        assert len(one) == 4 and one[-1] < one[0] - 1e-3
-        np.testing.assert_allclose(one, two, rtol=2e-3)  # weights are bfloat16, adapters float32
-        a, b = (load_file(tmp_path / str(n) / what / "adapter_model.safetensors") for n in (1, 2))
-        assert a.keys() == b.keys() and max(t.abs().max() for k, t in a.items() if "lora_B" in k) > 5e-3
-        assert np.mean([(a[k].float() - b[k].float()).abs().mean() for k in a]) < 5e-4
+        assert len(one) == 4 and abs(one[-1] - one[0]) > 1e-4
+        np.testing.assert_allclose(one, two, rtol=1e-4)
+        a, b = (load_file(tmp_path / str(n) / what / "model.safetensors") for n in (1, 2))
+        before = load_file(Path(folder) / "model.safetensors")
+        assert a.keys() == b.keys() and max((a[k] - before[k]).abs().max() for k in before.keys() & a.keys()) > 1e-3
+        assert max((a[k] - b[k]).abs().max() for k in a) < 2e-4
     assert curves[1]["cross_entropy"] == pytest.approx(curves[2]["cross_entropy"], abs=0.01)
 
 
@@ -176,6 +177,20 @@ def run_words(folder, out, *more):
     return ["-m", "cai_nb", "run", "smoke", "--out", out, *[w for s in sets for w in ("--set", s)]]
 
 
+def workers(out):
+    "Process ids of those that work in a run folder, the launcher left out"
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = path.read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if str(out).encode() in words and b"torch.distributed.run" not in words:
+            found.append(int(path.parent.name))
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="finds processes in /proc")
 def test_a_run_in_two_processes_goes_on_in_one(folder, tmp_path):
     "The same answers and labels; killed in the middle of PPO, one process ends the run"
     sets = ["revision.temperature=0", "revision.critic_temperature=0", "ppo.updates=6", "ppo.save_every=1"]
@@ -186,8 +201,9 @@ def test_a_run_in_two_processes_goes_on_in_one(folder, tmp_path):
                                     start_new_session=True)
         while launched.poll() is None and not list(two.glob("5-ppo/work/checkpoint-*")):
             time.sleep(0.05)
-        os.killpg(launched.pid, signal.SIGKILL)
-        launched.wait()
+        for pid in workers(two):  # each in a session of its own, so that the launcher's group does not hold them
+            os.kill(pid, signal.SIGKILL)
+        launched.wait(60)
     assert not (two / "5-ppo" / "done.json").exists(), (tmp_path / "said.txt").read_text()[-3000:]
     start(1, *run_words(folder, two, *sets))
 
@@ -200,7 +216,7 @@ def test_a_run_in_two_processes_goes_on_in_one(folder, tmp_path):
     for name in ("3-feedback/records.jsonl", "6-evaluation/records.jsonl"):
         assert [r["id"] for r in records("one", name)] == [r["id"] for r in records("two", name)]
     logs = [r["rollout"] for r in records("two", "5-ppo/log.jsonl")]
-    assert logs == list(range(len(logs))) and len(logs) == 6
+    assert logs == [1, 2, 3, 4, 5, 6]
     weights = load_file(two / "5-ppo" / "model" / "model.safetensors")
     assert all(torch.isfinite(w).all() for w in weights.values())
 
