@@ -346,7 +346,7 @@ def without_rights(tmp_path):
     words = ["setpriv", "--reuid", "65534", "--clear-groups", "--bounding-set", "-all", "--inh-caps", "-all"]
     for folder in (tmp_path, *tmp_path.parents[:3]):
         folder.chmod(folder.stat().st_mode | 0o055)
-    if not shutil.which("setpriv") or subprocess.run([*words, sys.executable, "-c", "import cai_nb"], capture_output=True).returncode:
+    if not shutil.which("setpriv") or subprocess.run([*words, sys.executable, "-c", "import cai_nb.model"], capture_output=True).returncode:
         pytest.skip("root may write anywhere, and nobody else may run this Python")
     return words
 
