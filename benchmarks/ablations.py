@@ -30,6 +30,8 @@ VARIANTS = {  # name: (what is set, the stages that are run; None: all)
     "one revision": (["revision.rounds=1"], None),
     "no anti-overreaction": (GENTLE, None),
     "no remedies": ([*GENTLE, "feedback.label=hard"], None),  # neither of the paper's remedies against boilerplate
+    "two helpful answers": (["sft.helpful_samples=2", "sft.epochs=1"], None),  # the paper's numbers: fewer refusals of harmless prompts
+    "more room for PPO": (["ppo.updates=24", "ppo.epochs=1", "ppo.kl=0.02", "ppo.missing_end=0.2"], None),
     "8 exemplars a critique": (["revision.exemplars=8"], ["revision"]),
 }
 
