@@ -354,7 +354,7 @@ def _build(cls, data):
         else:
             values[key] = _text(data, key, key in required)
         if key in _ONE_OF and values[key] not in _ONE_OF[key]:
-            _fail(data, key, f'"{visible(values[key])}" is unknown; {nearest(values[key], _ONE_OF[key])}')
+            _fail(data, key, f'"{visible(values[key])[:80]}" is unknown; {nearest(values[key], _ONE_OF[key])}')
     if cls is Principle:
         _check_uses(data)
     return cls(**values)

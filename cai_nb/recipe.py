@@ -17,6 +17,7 @@ import hashlib
 import html
 import json
 import math
+import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -123,6 +124,8 @@ def convert(leaf, kind, key, meta=MappingProxyType({})):
         value = int(value)
     if kind is float and isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63:
         value = float(value)
+    if kind is int and isinstance(value, int) and abs(value) >= 2**63:
+        raise RecipeError(f"{where}: '{key}' is a number of {value.bit_length()} bits; give a smaller one")
     if kind is str and value is None:
         value = ""
     if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
@@ -533,11 +536,11 @@ def check_model(name, where, server=False):
         except CaiError as e:
             raise RecipeError(f"{where}: {e}") from None
     elif re.match(r"(server|vllm|https?|api|openai):", name):
-        raise RecipeError(f"{where} {name!r}: a policy is trained, so its weights must be here: default, a hub id (ORG/NAME) or "
+        raise RecipeError(f"{where} {name[:80]!r}: a policy is trained, so its weights must be here: default, a hub id (ORG/NAME) or "
                           "a folder. A server can be the critic (critic.name: server:URL#MODEL), and vLLM can sample "
                           "(model.engine: vllm)")
-    elif not re.fullmatch(r"[\w.-]+/[\w.-]+|default", name) and not Path(name).is_dir():
-        raise RecipeError(f"{where}: no model {name!r}: no such folder; write default, a hub id (ORG/NAME) or a local folder")
+    elif not re.fullmatch(r"[\w.-]+/[\w.-]+|default", name) and not os.path.isdir(name):  # Path.is_dir raises for what no system takes as a name
+        raise RecipeError(f"{where}: no model {name[:80]!r}: no such folder; write default, a hub id (ORG/NAME) or a local folder")
 
 
 def check_recipe(recipe, source="recipe"):
@@ -562,9 +565,9 @@ def check_recipe(recipe, source="recipe"):
         check_model(recipe.critic.name, f"{source}: critic.name", server=True)
     adapter = recipe.critic.adapter
     if recipe.critic.name.startswith("server:") and adapter not in ("auto", "none"):
-        raise RecipeError(f"{source}: critic.adapter {adapter!r} cannot be put into a server; serve the model with its adapter")
-    if adapter not in ("auto", "none", "warm-up") and not (Path(adapter) / "adapter_model.safetensors").is_file():
-        raise RecipeError(f"{source}: critic.adapter {adapter!r} is no folder with adapter_model.safetensors; write "
+        raise RecipeError(f"{source}: critic.adapter {adapter[:80]!r} cannot be put into a server; serve the model with its adapter")
+    if adapter not in ("auto", "none", "warm-up") and not os.path.isfile(os.path.join(adapter, "adapter_model.safetensors")):
+        raise RecipeError(f"{source}: critic.adapter {adapter[:80]!r} is no folder with adapter_model.safetensors; write "
                           "auto, none, warm-up, or such a folder")
     return recipe
 

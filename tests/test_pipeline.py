@@ -98,6 +98,10 @@ def test_unknown_key_is_refused_with_line_and_nearest_key(tmp_path):
         ("critic:\n  name: server:http://u:secret@h/v1#m", "CAI_NB_API_KEY"),
         ("critic:\n  name: server:http://h/v1#m\n  adapter: warm-up", "serve the model with its adapter"),
         ("critic:\n  name: /no/such/folder", "critic.name"),
+        ("model:\n  name: " + "x/" * 3000, "no such folder"),
+        ("critic:\n  adapter: " + "x" * 5000, "adapter_model.safetensors"),
+        ("ppo:\n  updates: " + "9" * 400, "bits"),
+        ("ppo:\n  updates: 0x" + "f" * 9000, "bits"),
         ("ppo:\n  prompts: 7", "multiple"),
     ],
 )
