@@ -345,7 +345,7 @@ def _build(cls, data):
     required = [name for name, field in known.items() if field.default is MISSING]
     for name in required:
         if name not in data:
-            of = f' of "{visible(data["id"])}"' if isinstance(data.get("id"), str) else ""
+            of = f' of "{visible(data["id"])[:80]}"' if isinstance(data.get("id"), str) else ""
             _fail(data, None, f'the key "{name}"{of} is missing; add "{name}: …".')
     values = {}
     for key in data:
