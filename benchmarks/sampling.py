@@ -47,7 +47,7 @@ def plain(lm, prompts, max_tokens, temperature, batch_size):
 
 def main():
     args = arguments(__doc__, prompts={"type": int, "default": 24}, batch={"type": int, "default": 24})
-    prompts = [{**p, "id": p["id"]} for p in load_prompts("redteam")][: args.prompts]
+    prompts = load_prompts("redteam")[: args.prompts]
     calls, lm = [], LanguageModel.load()
     critic = LanguageModel.load(adapter=shipped_critic())
     lm.sample([[{"role": "user", "content": "Hello?"}]], max_tokens=4)  # warm up
