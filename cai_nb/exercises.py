@@ -79,7 +79,7 @@ def _run(f, args):
     try: return f(*copy.deepcopy(args)), None
     except Exception as e: return None, e
 
-def _unwritten(result, error): return isinstance(error, NotImplementedError) or result is None or result is Ellipsis
+def _unwritten(result, error): return isinstance(error, NotImplementedError) or error is None and (result is None or result is Ellipsis)
 
 def find(name: str) -> Exercise:
     "The exercise called `name`; an `ExerciseError` that lists near names if there is none"
