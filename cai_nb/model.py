@@ -6,11 +6,11 @@
 __all__ = ['WHEEL', 'WHEEL_SHA256', 'GGUF_SHA256', 'HUB_TWIN', 'LINEAR', 'ModelError', 'cache_dir', 'file_sha256', 'check_sha256',
            'default_model', 'best_device', 'best_dtype', 'FromUniform', 'token_at', 'row_uniforms', 'row_seed',
            'quiet_loading', 'Completion', 'Score', 'model_folder', 'model_id', 'load_pretrained', 'give_back',
-           'sorted_batches', 'for_batches', 'LanguageModel', 'shared_beginnings', 'token_logprobs', 'lora_config',
-           'per_process', 'trainer_defaults']
+           'sorted_batches', 'for_batches', 'LanguageModel', 'RoomyLayer', 'plain_attention', 'write_on',
+           'shared_beginnings', 'token_logprobs', 'lora_config', 'per_process', 'trainer_defaults']
 
 # %% ../nbs/02_model.ipynb #7227133b
-import copy, ctypes, hashlib, json, os, shutil, subprocess, sys, tempfile, zipfile
+import copy, ctypes, functools, hashlib, json, os, shutil, subprocess, sys, tempfile, zipfile
 from dataclasses import dataclass
 from pathlib import Path
 import numpy as np
@@ -321,6 +321,76 @@ class LanguageModel:
                 raise ModelError(f"prompt {i} has {len(r)} tokens; with {extra} more it exceeds the context of {self.context}. "
                                  "Leave it out (LanguageModel.fits tells) or take a model with a longer context.")
 
+# %% ../nbs/02_model.ipynb #fa570003
+from transformers.cache_utils import Cache, DynamicLayer
+
+class RoomyLayer(DynamicLayer):
+    "Keys and values of one layer in a buffer with room for `spare` more tokens: a step writes one token and copies nothing"
+    def __init__(self, spare: int, **kwargs):
+        super().__init__(**kwargs)
+        self.spare, self.room = spare, []
+    def update(self, key_states, value_states, *args, **kwargs):
+        if not self.is_initialized: self.lazy_initialization(key_states, value_states)
+        n, new, coming = self.get_seq_length(), key_states.shape[-2], (key_states, value_states)
+        if not self.room or n + new > self.room[0].shape[-2]:
+            kept, self.room = (self.keys, self.values), [x.new_empty(*x.shape[:-2], n + new + self.spare, x.shape[-1]) for x in coming]
+            for room, x in zip(self.room, kept):
+                if n: room[..., :n, :] = x
+        for room, x in zip(self.room, coming): room[..., n:n + new, :] = x
+        self.keys, self.values = (room[..., :n + new, :] for room in self.room)
+        return self.keys, self.values
+    def batch_select_indices(self, indices):
+        super().batch_select_indices(indices)
+        self.room = []
+
+# %% ../nbs/02_model.ipynb #fa570005
+def plain_attention(model) -> bool:
+    "Whether every layer attends to all that came before: only then can rows of a cache be dropped, repeated and gone on from"
+    return set(getattr(model.config.get_text_config(), "layer_types", None) or ["full_attention"]) == {"full_attention"}
+
+@torch.no_grad()
+def write_on(model,                     # a causal language model
+             ids, mask,                 # `(B, T)`, padded on the left
+             uniforms,                  # `(B, S)` in [0, 1): the randomness of each row and step; S tokens are written at most
+             stops,                     # ids that end a row
+             pad: int,                  # any id
+             temperature: float = 1.0,  # divides the logits; 0 is greedy
+             top_p: float = 1.0,        # keep the smallest set of tokens with this probability
+             leave: float = 0.25) -> list[list[int]]:  # ended rows leave when they are this share of the batch
+    "The token ids that the model writes after each row, an end token included"
+    from transformers import TopPLogitsWarper
+    if not plain_attention(model): return _generate(model, ids, mask, uniforms, stops, pad, temperature, top_p)
+    uniforms, cut = torch.as_tensor(uniforms, dtype=torch.float64), TopPLogitsWarper(top_p) if top_p < 1 else lambda _, x: x
+    past = Cache(layer_class_to_replicate=functools.partial(RoomyLayer, uniforms.shape[1]))
+    places, said, ended, here = (mask.cumsum(-1) - 1).clamp(min=0), [[] for _ in ids], set(), list(range(len(ids)))
+    for step in range(uniforms.shape[1]):
+        logits = model(input_ids=ids, attention_mask=mask, position_ids=places, past_key_values=past, use_cache=True, logits_to_keep=1).logits[:, -1]
+        ids = token_at(uniforms[here, step].to(logits.device if logits.device.type != "mps" else "cpu"), cut(None, logits), temperature) if temperature else logits.argmax(-1)
+        for i, token in zip(here, ids.tolist()):
+            if i not in ended: said[i].append(token)
+            if token in stops: ended.add(i)
+        ids, places, mask = ids[:, None], places[:, -1:] + 1, torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
+        stay = [k for k, i in enumerate(here) if i not in ended]
+        if not stay: break
+        if len(stay) <= (1 - leave)*len(here):
+            at, here = torch.tensor(stay, device=ids.device), [here[k] for k in stay]
+            past.batch_select_indices(at)
+            ids, places, mask = ids[at], places[at], mask[at]
+    return said
+
+# %% ../nbs/02_model.ipynb #fa570007
+def _generate(model, ids, mask, uniforms, stops, pad, temperature, top_p):
+    "The same by transformers' `generate`, with the model's own generation settings out of the way"
+    from transformers import GenerationConfig, LogitsProcessorList, TopPLogitsWarper
+    steps = LogitsProcessorList([TopPLogitsWarper(top_p)] if top_p < 1 and temperature > 0 else [])
+    steps.append(FromUniform(uniforms, ids.shape[1], temperature))
+    settings = GenerationConfig(max_new_tokens=len(uniforms[0]), do_sample=False, eos_token_id=list(stops), pad_token_id=pad, use_cache=True)
+    kept, model.generation_config = model.generation_config, GenerationConfig()
+    try: out = model.generate(input_ids=ids, attention_mask=mask, generation_config=settings, logits_processor=steps)[:, ids.shape[1]:].tolist()
+    finally: model.generation_config = kept
+    ends = [next((t + 1 for t, token in enumerate(row) if token in stops), len(row)) for row in out]
+    return [row[:end] for row, end in zip(out, ends)]
+
 # %% ../nbs/02_model.ipynb #18c54df4
 from fastcore.basics import patch
 
@@ -333,22 +403,17 @@ def sample(self: LanguageModel,
            seed: int = 0, keys=None,   # randomness of row i depends on (seed, keys[i]) alone; default key: its position
            batch_size: int = 32, prefix: str = "", desc: str = "sampling") -> list[Completion]:
     "Answers to dialogues, in order; `prefix` puts words into the assistant's mouth"
-    from transformers import GenerationConfig, LogitsProcessorList, TopPLogitsWarper
     rows, keys = self.encode(prompts, prefix), keys if keys is not None else range(len(prompts))
     if temperature < 0: raise ModelError(f"temperature is {temperature}; it must be 0 or more.")
     self._check_length(rows, max_tokens)
     keys, out = list(keys), [None]*len(rows)
-    config = GenerationConfig(max_new_tokens=max_tokens, do_sample=False, pad_token_id=self.tokenizer.pad_token_id, eos_token_id=self.end_ids)
-    @torch.inference_mode()
     def work(batch):
         ids, mask = self._pad([rows[i] for i in batch], left=True)
-        steps = LogitsProcessorList([TopPLogitsWarper(top_p)] if top_p < 1 and temperature > 0 else [])
-        steps.append(FromUniform(row_uniforms(seed, [keys[i] for i in batch], max_tokens), ids.shape[1], temperature))
-        new = self.model.generate(input_ids=ids, attention_mask=mask, generation_config=config, logits_processor=steps)[:, ids.shape[1]:]
-        for i, row in zip(batch, new.tolist()):
-            end = next((j for j, t in enumerate(row) if t in self.end_ids), None)
-            text = self.tokenizer.decode(row[:end], skip_special_tokens=True).strip()
-            out[i] = Completion(text, len(row) if end is None else end + 1, end is not None)
+        numbers = row_uniforms(seed, [keys[i] for i in batch], max_tokens)
+        for i, new in zip(batch, write_on(self.model, ids, mask, numbers, self.end_ids, self.tokenizer.pad_token_id, temperature, top_p)):
+            finished = new[-1] in self.end_ids
+            text = self.tokenizer.decode(new[:-1] if finished else new, skip_special_tokens=True).strip()
+            out[i] = Completion(text, len(new), finished)
     for_batches([len(r) for r in rows], batch_size, work, desc)
     return out
 
@@ -406,12 +471,6 @@ def _next_logits(self: LanguageModel, rows, past=None):
                       use_cache=past is not None, logits_to_keep=1).logits[:, -1].float()
 
 @patch
-def _keeps_plain_keys(self: LanguageModel) -> bool:
-    "Whether every layer attends to all that came before: only then can a cache be repeated and gone on from"
-    config = self.model.config.get_text_config()
-    return set(getattr(config, "layer_types", None) or ["full_attention"]) == {"full_attention"}
-
-@patch
 def choose(self: LanguageModel,
            prompts,               # dialogues
            options=("A", "B"),    # K options, one token each
@@ -422,7 +481,7 @@ def choose(self: LanguageModel,
     rows, columns = self._option_rows(prompts, options, prefix)
     out, kept = np.zeros((len(rows), len(options))), {}
     groups = shared_beginnings(rows, share, batch_size//4) if share else []
-    if not groups or not self._keeps_plain_keys(): groups = [(range(len(rows)), 0)]
+    if not groups or not plain_attention(self.model): groups = [(range(len(rows)), 0)]
     of = {i: number for number, (members, _) in enumerate(groups) for i in members}
     @torch.inference_mode()
     def work(batch):

@@ -23,11 +23,11 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader
-from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, Trainer
+from transformers import GenerationConfig, PreTrainedModel, Trainer
 from transformers import TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer_utils import EvalPrediction
 from .dialogue import assistant, render, user
-from .model import FromUniform, give_back, load_pretrained
+from .model import give_back, load_pretrained, write_on
 from .ppo_math import PPOError, RewardError, AdaptiveKL, entropy, explained_variance, gae, kl_k1, kl_k3, masked_mean
 from .ppo_math import masked_whiten, policy_loss, token_rewards, value_loss
 
@@ -153,21 +153,11 @@ def sample_tokens(
     pad: int,                  # any id; may be one of `stops`, since no mask is made from it
     temperature: float = 1.0,  # divides the logits; > 0
 ):                             # list of lists of ids, each cut after its first end token
-    "Left-padded `generate`, with the model's own generation settings out of the way"
+    "The model writes on after left-padded prompts, whatever its own generation settings say"
     width = max(map(len, prompts))
     ids = torch.tensor([[pad]*(width - len(p)) + list(p) for p in prompts], device=model.device)
     mask = torch.tensor([[0]*(width - len(p)) + [1]*len(p) for p in prompts], device=model.device)
-    draw = LogitsProcessorList([FromUniform(uniforms, width, temperature)])
-    kept, model.generation_config = model.generation_config, GenerationConfig()
-    settings = GenerationConfig(max_new_tokens=len(uniforms[0]), do_sample=False, eos_token_id=list(stops), pad_token_id=pad,
-                                use_cache=True)
-    try:
-        with torch.no_grad():
-            out = model.generate(input_ids=ids, attention_mask=mask, generation_config=settings,
-                                 logits_processor=draw)[:, width:].tolist()
-    finally: model.generation_config = kept
-    ends = [next((t + 1 for t, token in enumerate(row) if token in stops), len(row)) for row in out]
-    return [row[:end] for row, end in zip(out, ends)]
+    return write_on(model, ids, mask, uniforms, stops, pad, temperature)
 
 # %% ../nbs/08a_ppo_trainer.ipynb #a8f08c02
 def sample_continuous(model, prompts, seed: int, max_new_tokens: int, stops, pad: int, temperature: float = 1.0):

@@ -194,3 +194,34 @@ def test_no_network_on_the_first_run_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setattr(m, "_from_hub_twin", lambda out: {})
     with pytest.raises(ModelError, match="could not be fetched.*Connect to a network"):
         m.default_model()
+
+
+@pytest.mark.parametrize("temperature, top_p", [(1.0, 1.0), (0.7, 0.9), (0, 1.0)])
+def test_rows_that_end_leave_the_batch_and_the_rest_write_what_generate_writes(model, temperature, top_p):
+    "With many ends: twelve of the 259 tokens, so that rows leave at different steps."
+    ids, mask = model._pad(model.encode([[user("word " * k)] for k in range(1, 9)]), left=True)
+    stops, numbers = list(range(100, 112)), m.row_uniforms(0, range(8), 40)
+    calls, forward = [], model.model.forward
+    model.model.forward = lambda *a, **k: calls.append(len(k["input_ids"])) or forward(*a, **k)
+    try:
+        ours = m.write_on(model.model, ids, mask, numbers, stops, 0, temperature, top_p)
+    finally:
+        del model.model.forward
+    assert ours == m._generate(model.model, ids, mask, numbers, stops, 0, temperature, top_p)
+    assert [len(r) for r in ours] == [next((i + 1 for i, t in enumerate(r) if t in stops), 40) for r in ours]
+    if temperature == 1:
+        assert len({len(r) for r in ours}) > 3 and calls[0] == 8 and calls[-1] < 4 and len(calls) == max(map(len, ours))
+
+
+def test_layers_that_look_through_a_window_are_left_to_generate():
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    torch.manual_seed(0)
+    config = Qwen2Config(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+                         use_sliding_window=True, sliding_window=8, max_window_layers=1, max_position_embeddings=256)
+    windowed, ids = Qwen2ForCausalLM(config).eval(), torch.randint(3, 64, (3, 20), generator=torch.Generator().manual_seed(0))
+    assert not m.plain_attention(windowed)
+    numbers = m.row_uniforms(0, range(3), 10)
+    said = m.write_on(windowed, ids, torch.ones_like(ids), numbers, [1], 0)
+    whole = windowed(ids if len(said[0]) == 1 else torch.cat([ids[:1], torch.tensor([said[0][:-1]])], 1), use_cache=False).logits[0, -1]
+    assert int(m.token_at(torch.tensor(numbers[0, len(said[0]) - 1:][:1]), whole[None])) == said[0][-1]  # with no cache at all
