@@ -61,7 +61,9 @@ def clamped_label(p, low, high):
     return [int(r["chosen"][0]["content"] == "second") for r in made], [r["label"] for r in made]
 
 # %% ../nbs/13b_answers_feedback.ipynb #16540ac5
-def _letter_inputs(rng): return (rng.uniform(.02, .98, (9, 2)).round(3),)
+def _letter_inputs(rng):
+    p_a = rng.uniform(.02, .98, (9, 2)).round(3)
+    return (np.where(p_a == .5, .51, p_a),)
 
 def _letter_records(p_a):
     return [{"logprobs": {name: np.log([x, 1 - x]).tolist() for name, x in zip(("first", "second"), row)}} for row in p_a]
