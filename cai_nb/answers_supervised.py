@@ -172,7 +172,7 @@ def _names_and_prompts(g):
     return _say(g, g.integers(6, 10)).split(), [f"red-{i:03d}" for i in g.choice(400, 14, replace=False)]
 
 @exercise("rendezvous", "01_constitution", _names_and_prompts, {
-    "that is `choice`, which draws a place in the list: with one principle more nearly every draw changes":
+    "that is `choice`, which draws a place in the list: put a principle in the middle, and half of the draws change":
         lambda names, prompts: [rng(p).choice(names) for p in prompts],
     "a remainder draws a place in the list: with one principle more nearly every draw changes":
         lambda names, prompts: [names[digest(p) % len(names)] for p in prompts],
