@@ -101,7 +101,7 @@ def both_texts(pieces): return tuple("".join(t for kind, t in pieces if kind != 
 # %% ../nbs/13a_answers_supervised.ipynb #36414f1b
 def _weights(g):
     weights = g.choice(np.arange(1, 10), g.integers(3, 6), replace=False)
-    return np.roll(weights, int(weights.argmax() == 0)).tolist(), g.random(12).round(6).tolist()
+    return np.roll(weights, int(weights.argmax() == 0)).tolist(), (g.integers(0, 10**6, 12)/10**6).tolist()
 
 @exercise("weighted_picks", "01_constitution", _weights, {
     "the weights were not divided by their sum: on so long a ruler every u falls on the first principle":
