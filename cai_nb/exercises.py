@@ -161,8 +161,8 @@ def make_notebooks(nbs,                       # folder of the notebooks
         kept = [_heading(cells[0], cells[start])] + [_clean(c) for c in cells[start + 1:]]
         for w in found:
             k = w.cell - start
-            kept[k]["source"] = ((w.solution.rstrip() + "\n\n" if solutions else w.stub) + w.check).splitlines(True)
-        book["cells"] = kept
+            kept[k]["source"] = ((f"# exercise {w.name}\n{w.solution.rstrip()}\n\n" if solutions else w.stub) + w.check).splitlines(True)
+        book["cells"] = [c for c in kept if not "".join(c["source"]).lstrip().startswith(("**On:**", "## The way on"))]
         target = out/f"{path.stem}-{'solutions' if solutions else 'exercises'}.ipynb"
         target.write_text(json.dumps(book, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"); files.append(target)
     return files
