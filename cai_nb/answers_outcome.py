@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['retry_waits', 'absent_option', 'option_spellings', 'no_key_in_errors', 'deal_rows', 'gather_rows',
-           'mean_over_processes', 'loss_before_averaging', 'batch_pieces', 'both_orders', 'distinct_pairs',
+           'mean_over_processes', 'loss_before_averaging', 'batch_pieces', 'judge_orders', 'distinct_pairs',
            'refusal_shares', 'asks_back', 'prompt_interval', 'bradley_terry', 'safe_writes', 'left_to_make',
            'stale_stages', 'resumed_draws', 'time_left', 'unknown_keys', 'typed_overrides', 'train_flops',
            'sampling_seconds', 'crossover', 'escape_once', 'made_visible', 'pick_in_turn', 'calibration_points',
@@ -174,11 +174,11 @@ class _Asked:
     "A judge whose verdicts are known: what it is given as the first answers"
     def prob(self, prompts, a, b): return np.asarray(a)
 
-@exercise("both_orders", "09_evaluation", _orders_inputs, {
+@exercise("judge_orders", "09_evaluation", _orders_inputs, {
     "the second answer is about b: turn it round before you average": lambda p, q: [(x + y)/2 for x, y in zip(p, q)],
     "that is one order only, with the judge's liking for the first place in it": lambda p, q: p,
     "the two are two opinions about one thing, to be averaged; a product is smaller than either": lambda p, q: [x*(1 - y) for x, y in zip(p, q)]})
-def both_orders(a_first, b_first): return prob_better(_Asked(), range(len(a_first)), a_first, b_first)
+def judge_orders(a_first, b_first): return prob_better(_Asked(), range(len(a_first)), a_first, b_first)
 
 # %% ../nbs/13d_answers_outcome.ipynb #0b2b1081
 def _distinct_inputs(rng):

@@ -50,7 +50,7 @@ EXERCISES = {}  # name -> Exercise
 def exercise(name: str, notebook: str, inputs, mistakes=None, tolerance: float = 1e-4):
     "Decorator: the function is the right answer to the exercise `name`"
     def keep(answer):
-        if name in EXERCISES and EXERCISES[name].answer.__module__ != answer.__module__: raise ExerciseError(f"two exercises are called {name!r}.")
+        if name in EXERCISES and EXERCISES[name].notebook != notebook: raise ExerciseError(f"two exercises are called {name!r}.")
         EXERCISES[name] = Exercise(name, notebook, inputs, answer, dict(mistakes or {}), tolerance)
         return answer
     return keep
