@@ -1,9 +1,10 @@
 """Tokens a second for critique and revision, against plain batched generate in input order.
 
-    python benchmarks/sampling.py [--prompts 24] [--batch 24] [--json OUT]
+    python benchmarks/sampling.py [--prompts 96] [--batch 96] [--plain 24] [--json OUT]
 
 The requests are those of stage 1 (responses, critiques, revisions with the bundled critic): ours makes them, and the plain
-loop is given the same dialogues, limits, temperature and weights, batch after batch in the order in which they came.
+loop is given the same dialogues, limits, temperature and weights, batch after batch in the order in which they came. It runs
+twice, with batches of its own and with batches as large as ours.
 """
 
 import time
@@ -45,29 +46,38 @@ def plain(lm, prompts, max_tokens, temperature, batch_size):
     return new
 
 
+def row(what, speed):
+    "One line of the table from {who: (tokens, seconds)}"
+    each = {who: t / s for who, (t, s) in speed.items()}
+    ours = each.pop("ours")
+    return ({"what": what, "ours, tokens/s": ours} | {f"plain in batches of {n}": v for n, v in each.items()}
+            | {f"ratio to {n}": ours / v for n, v in each.items()})
+
+
 def main():
-    args = arguments(__doc__, prompts={"type": int, "default": 24}, batch={"type": int, "default": 24})
+    args = arguments(__doc__, prompts={"type": int, "default": 96}, batch={"type": int, "default": 96},
+                     plain={"type": int, "default": 24})
     prompts = load_prompts("redteam")[: args.prompts]
     calls, lm = [], LanguageModel.load()
     critic = LanguageModel.load(adapter=shipped_critic())
     lm.sample([[{"role": "user", "content": "Hello?"}]], max_tokens=4)  # warm up
     config = RevisionConfig(rounds=2, max_tokens=64, critique_tokens=56, batch_size=args.batch)
     revise(Listening(lm, calls), prompts, Constitution.load("harmlessness"), config, critic=Listening(critic, calls))
-    rows, total = [], {"ours": [0, 0.0], "plain": [0, 0.0]}
+    sizes = dict.fromkeys([args.plain, args.batch])
+    rows, total = [], {"ours": [0, 0.0], **{n: [0, 0.0] for n in sizes}}
     for model, asked, settings, tokens, seconds in calls:
-        start = time.perf_counter()
-        theirs = plain(model, asked, settings["max_tokens"], settings["temperature"], args.batch)
-        spent = time.perf_counter() - start
-        for who, t, s in (("ours", tokens, seconds), ("plain", theirs, spent)):
+        speed = {"ours": (tokens, seconds)}
+        for size in sizes:
+            start = time.perf_counter()
+            speed[size] = plain(model, asked, settings["max_tokens"], settings["temperature"], size), time.perf_counter() - start
+        for who, (t, s) in speed.items():
             total[who][0] += t
             total[who][1] += s
-        rows.append({"what": settings["desc"], "plain, tokens/s": theirs / spent, "ours, tokens/s": tokens / seconds,
-                     "ratio": tokens / seconds / (theirs / spent)})
-    a, b = (t / s for t, s in total.values())
-    rows.append({"what": "in all", "plain, tokens/s": b, "ours, tokens/s": a, "ratio": a / b})
+        rows.append(row(settings["desc"], speed))
+    rows.append(row("in all", total))
     print(machine())
     show(rows)
-    write(args.json, rows=rows, prompts=len(prompts), batch=args.batch)
+    write(args.json, rows=rows, prompts=len(prompts), batch=args.batch, plain=args.plain)
 
 
 if __name__ == "__main__":
