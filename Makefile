@@ -13,7 +13,7 @@ MINOR  := $(shell sed -n 's/^requires-python = ">=3\.\([0-9]*\)"/\1/p' pyproject
 FACTS  := settings.ini constraints.txt setup.py pyproject.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help run test prepare install dev lab docs audit clean
+.PHONY: help run test prepare install dev lab docs slides audit clean
 .DELETE_ON_ERROR:
 
 help:  ## this list
@@ -42,13 +42,16 @@ docs: $(VENV)/.installed-dev  ## the docs site in _docs/ (needs Quarto, https://
 	$(BIN)/nbdev-sidebar --force
 	$(BIN)/nbdev-docs
 
+slides: $(VENV)/.installed-dev  ## four decks of slides in _slides/, made from the notebooks (open _slides/index.html)
+	$(BIN)/python tools/slides.py
+
 audit: $(VENV)/.installed-dev  ## licences of what is pinned, and its known weaknesses (needs the network)
 	$(BIN)/python tools/licences.py --check
 	$(PYTHON) -m venv $(VENV)-audit && $(VENV)-audit/bin/pip install -q pip-audit
 	$(VENV)-audit/bin/pip-audit -r constraints.txt --no-deps --disable-pip
 
 clean:  ## remove caches and what builds leave behind (keeps .venv and runs/)
-	rm -rf build dist *.egg-info _docs _proc nbs/_proc nbs/sidebar.yml .pytest_cache .ruff_cache .hypothesis .ci/tmp.*
+	rm -rf build dist *.egg-info _docs _slides _proc nbs/_proc nbs/sidebar.yml .pytest_cache .ruff_cache .hypothesis .ci/tmp.*
 	find . -path ./$(VENV) -prune -o \( -name __pycache__ -o -name .ipynb_checkpoints \) -type d -prune -exec rm -rf {} +
 
 # Stamps: pip runs again only when one of the files that say what to install has changed.

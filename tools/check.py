@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-NOT_COPIED = (".git", "runs", "_docs", "_proc", "build", "dist", "tmp.*", "__pycache__", ".ipynb_checkpoints",
+NOT_COPIED = (".git", "runs", "_docs", "_slides", "_proc", "build", "dist", "tmp.*", "__pycache__", ".ipynb_checkpoints",
               ".pytest_cache", ".ruff_cache", "*.egg-info", "*.pyc")
 CELL_TIMEOUT = 600  # seconds; a cell that takes longer at smoke size hangs
 NOTEBOOK_SECONDS = 45  # what a notebook may take at smoke size on two cores; longer ones are marked

@@ -8,7 +8,7 @@ What becomes a slide is decided by rule:
 - a notebook's first cell is a title slide, each ## (and ###) heading begins a new slide, and a full slide runs over;
 - of a paragraph the slide has the first sentence, the speaker's notes (key n) have all of it; lists and tables stay;
 - of an exported cell the slide has each public function's signature and the first line of its docstring;
-- other code is shown if it has at most CODE lines, its printed output up to OUTPUT lines; imports and assertions are not;
+- other code is shown without its checks if it has at most CODE lines, its printed output up to OUTPUT lines; code that draws is not;
 - a figure has a slide of its own; "What to remember" comes whole; exercises and the way on are left out.
 
 A deck holds everything that it needs; formulas are drawn with matplotlib's mathtext.
@@ -37,7 +37,7 @@ DECKS = {  # file -> (title, notebooks by their beginning)
     "outcome": ("Is it better? Evaluation, runs, figures, scale", ("09_", "10_", "11_", "12_")),
 }
 CODE, OUTPUT, WIDE = 8, 9, 96  # lines of code, lines of output, characters a line
-ROOM = 15.5  # lines of text that a slide holds below its heading
+ROOM = 16.8  # lines of text that a slide holds below its heading
 LEFT_OUT = re.compile(r"exercises?$|the way on$|odds and ends$", re.I)
 DIRECTIVE = re.compile(r"^\s*#\s*\|\s*([\w-]+)(?:\s*:\s*|\s+|$)(.*)$")
 
@@ -102,7 +102,7 @@ def sentences(text):
     "A paragraph cut where a sentence ends; no cut within a formula, code or a link."
     kept = []
     hidden = re.sub(r"\$[^$]+\$|`[^`]+`|\]\([^)]*\)", lambda m: kept.append(m[0]) or f"\0{len(kept) - 1}\0", text)
-    parts = re.split(r"(?<=[.!?])[\"*)]*\s+(?=[A-Z*\"\[(\0])", hidden)
+    parts = re.split(r"(?:(?<=[.!?])|(?<=[.!?][\"*)])|(?<=[.!?]\*\*))\s+(?=[A-Z*\"\[(\0])", hidden)
     return [re.sub(r"\0(\d+)\0", lambda m: kept[int(m[1])], part) for part in parts]
 
 
@@ -110,7 +110,8 @@ def shortened(text, most=230):
     "The first sentence, and the second if both are short; whole emphasis only."
     parts = sentences(" ".join(text.split()))
     n = 1
-    while n < len(parts) and (sum(map(len, parts[:n + 1])) < most * 0.6 or " ".join(parts[:n]).count("**") % 2 or " ".join(parts[:n]).count("*") % 2):
+    aim = most * (0.6 if len(parts[0]) > 60 else 1.2)
+    while n < len(parts) and (sum(map(len, parts[:n + 1])) < aim or " ".join(parts[:n]).count("*") % 2):
         n += 1
     return " ".join(parts[:n])
 
@@ -191,6 +192,17 @@ def only_checks(body):
     return all(map(checks, body))
 
 
+def without_checks(source, body):
+    "A cell's lines without its assertions and tests at the top level; nothing but imports goes too."
+    if body is None:
+        return source
+    lines = source.split("\n")
+    for node in body:
+        if only_checks([node]) and not isinstance(node, (ast.Import, ast.ImportFrom)):
+            lines[node.lineno - 1:node.end_lineno] = [None] * (node.end_lineno - node.lineno + 1)
+    return re.sub(r"\n{3,}", "\n\n", "\n".join(line for line in lines if line is not None)).strip("\n")
+
+
 def said_of(node):
     "(signature, first line of the docstring) of a public function or class."
     doc = (ast.get_docstring(node) or "").strip().split("\n")[0]
@@ -228,7 +240,8 @@ def as_text(text):
 
 def safe(markup):
     "HTML of a saved output without scripts, styles, event handlers and anything that is loaded."
-    markup = re.sub(r"<(script|style|iframe|object|link|meta)\b.*?(</\1>|>)", "", markup, flags=re.S | re.I)
+    markup = re.sub(r"<(script|style|iframe|object)\b.*?</\1\s*>", "", markup, flags=re.S | re.I)
+    markup = re.sub(r"</?(script|style|iframe|object|embed|link|meta|base)\b[^>]*>?", "", markup, flags=re.I)
     return re.sub(r"\s(on\w+|src|srcset|href)=(\"[^\"]*\"|'[^']*'|[^\s>]+)", "", markup, flags=re.I)
 
 
@@ -252,6 +265,8 @@ class Deck:
 
     def figure(self, markup, words):
         now = self.slides[-1]
+        if now.blocks and now.kind != "title" and words and now.blocks[-1][0] == render(shortened(words)):
+            now.blocks.pop()  # these words stand under the figure
         if now.blocks or now.kind == "title":
             self.begin(now.heading)
         self.slides[-1].kind = "figure"
@@ -305,7 +320,10 @@ class Deck:
             return
         if body is not None and only_checks(body) and not cell.get("outputs"):
             return
-        lines, shown = source.split("\n"), said.get("echo") != "false" and not only_checks(body or [])
+        kinds = {kind for o in cell.get("outputs", []) for kind in o.get("data", {})}
+        shown = said.get("echo") != "false" and not only_checks(body or []) and not kinds & {"image/png", "image/svg+xml", "text/html", "text/markdown"}
+        source = without_checks(source, body)
+        lines = source.split("\n")
         small = shown and source.strip() and len(lines) <= CODE and max(map(len, lines)) <= 118
         outputs = [] if said.get("output") == "false" else [o for o in cell.get("outputs", []) if o["output_type"] != "error"]
         text, rich = [], []
@@ -347,14 +365,25 @@ class Deck:
         subtitle = next((line.lstrip("> ") for line in first[1:] if line.startswith(">")), "")
         self.slides[-1].blocks.append((f'<p class="subtitle">{render(subtitle)}</p><p class="source">nbs/{path.name}</p>', 3))
         rest = "\n".join(line for line in first[1:] if not line.startswith(">"))
-        if rest.strip():
-            self.slides[-1].notes.append(rest.strip())
+        self.markdown(rest)
         for cell in cells[1:]:
             if cell["cell_type"] == "markdown":
                 self.markdown(joined(cell["source"]))
             elif cell["cell_type"] == "code":
                 self.code(cell)
-        self.slides = [s for s in self.slides if s.blocks]
+        self.tidy()
+
+    def tidy(self):
+        "Nothing empty, and what is left over at the end of a section goes onto the slide before it if that has room."
+        kept = []
+        for s in self.slides:
+            last = kept[-1] if kept else None
+            if last and s.heading == last.heading and not s.kind and not last.kind and last.height + s.height <= ROOM + 1.2:
+                last.blocks += s.blocks
+                last.notes += s.notes
+            elif s.blocks:
+                kept.append(s)
+        self.slides = kept
 
 
 # --- a page
