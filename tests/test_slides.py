@@ -15,9 +15,12 @@ import slides  # noqa: E402
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 HEIGHTS = """<script>
+addEventListener('load', () => {
 const report = slides.map((s, i) => { show(i, false); const b = s.querySelector('.body');
-  return [i + 1, s.dataset.fit, b.scrollHeight - b.clientHeight, b.scrollWidth - b.clientWidth].join(','); });
+  return [i + 1, s.dataset.fit, b.scrollHeight - b.clientHeight, b.scrollWidth - b.clientWidth,
+    [...s.querySelectorAll('img')].filter(i => !i.complete || !i.naturalWidth).length].join(','); });
 document.documentElement.setAttribute('data-report', report.join(' '));
+});
 </script></body>"""
 
 
@@ -52,7 +55,8 @@ def shown(found):
 
 
 def test_headings_begin_slides_and_exercises_stay_in_the_notebook():
-    found = book(TITLE, ("markdown", "## First\n\nA sentence of some length that says one thing about the idea. And a second one that only the notes have, since the two of them together are too long for a slide."),
+    first = "A sentence of some length that says one thing about the idea. And a second one that only the notes have, since the two are too long for it."
+    found = book(TITLE, ("markdown", "## First\n\n" + first),
                  ("markdown", "## What to remember\n\n- One. Two. Three.\n\n## Exercises\n\n1. Secret task."))
     assert [s.heading for s in found] == ["Toy", "First", "What to remember"]
     assert "second one" not in shown(found) and "second one" in found[1].notes[0]
@@ -80,6 +84,13 @@ def test_a_figure_has_a_slide_of_its_own():
     text = "## S\n\nText that says what the figure below shows, at some length."
     found = book(TITLE, ("markdown", text), ("code", "plot()", picture), ("markdown", "After it."))
     assert [s.kind for s in found] == ["title", "figure", ""] and "figcaption" in found[1].blocks[0][0] and "plot()" not in shown(found)
+
+
+def test_words_between_two_figures_are_no_caption_of_the_second():
+    picture = {"output_type": "display_data", "data": {"image/png": "AAAA"}}
+    found = book(TITLE, ("markdown", "## S\n\nThe first."), ("code", "plot()", picture), ("markdown", "About the first again."), ("code", "plot()", picture))
+    captions = [re.findall("<figcaption>(.*?)</figcaption>", markup, re.S) for s in found if s.kind == "figure" for markup, _ in s.blocks]
+    assert [len(c) for c in captions] == [1, 0] and "The first" in captions[0][0] and "About the first" in shown(found)
 
 
 def test_what_a_cell_put_out_cannot_run_or_load_anything():
@@ -135,5 +146,5 @@ def test_nothing_overflows_a_slide(decks, name, tmp_path):
     assert found, done.stderr[-2000:]
     rows = [tuple(map(float, row.split(","))) for row in found[1].split()]
     assert len(rows) == len(re.findall("<section", decks[name]))
-    wrong = [row for row in rows if row[1] < 0.7 or row[2] > 1 or row[3] > 1]
-    assert not wrong, f"slide, size of text, pixels too high, too wide: {wrong}"
+    wrong = [row for row in rows if row[1] < 0.7 or row[2] > 1 or row[3] > 1 or row[4]]
+    assert not wrong, f"slide, size of text, pixels too high, too wide, pictures that are none: {wrong}"

@@ -264,6 +264,7 @@ class Deck:
         self.slides[-1].blocks.append((markup, height))
 
     def figure(self, markup, words):
+        words = "" if self.after_figure or not re.match(r"[A-Z*`$(\[]", words) else words  # it explains the figure before it, or goes on
         now = self.slides[-1]
         if now.blocks and now.kind != "title" and words and now.blocks[-1][0] == render(shortened(words)):
             now.blocks.pop()  # these words stand under the figure
@@ -271,7 +272,10 @@ class Deck:
             self.begin(now.heading)
         self.slides[-1].kind = "figure"
         caption = f"<figcaption>{render(shortened(words, 200))}</figcaption>" if words else ""
-        self.slides[-1].blocks.append((f"<figure>{markup}{caption}</figure>", ROOM))
+        alt = html.escape(" ".join(words.split())[:300] or f"Figure: {now.heading}")
+        picture = markup.replace('alt=""', f'alt="{alt}"', 1)
+        self.slides[-1].blocks.append((f"<figure>{picture}{caption}</figure>", ROOM))
+        self.words, self.drawn = "", True
 
     def markdown(self, source):
         for kind, text in blocks_of(source):
@@ -311,6 +315,7 @@ class Deck:
 
     def code(self, cell):
         said, source = directives(joined(cell["source"]))
+        self.drawn = False
         if self.skip or "hide" in said or "default_exp" in said or said.get("include") == "false":
             return
         body = parsed(source)
@@ -346,7 +351,7 @@ class Deck:
         for data in rich:
             if "image/png" in data:
                 picture = "".join(data["image/png"].split())
-                self.figure(f'<img alt="{html.escape(" ".join(self.words.split())[:300])}" src="data:image/png;base64,{picture}">', self.words)
+                self.figure(f'<img alt="" src="data:image/png;base64,{picture}">', self.words)
             elif "image/svg+xml" in data:
                 self.figure(safe(data["image/svg+xml"][data["image/svg+xml"].find("<svg"):]), self.words)
             elif "text/markdown" in data and len(data["text/markdown"]) < 1500:
@@ -361,6 +366,7 @@ class Deck:
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
         first = joined(cells[0]["source"]).split("\n")
         self.skip, self.whole, self.words = False, False, ""
+        self.drawn, self.after_figure = False, False  # the last code cell drew; and so did the one before the text at hand
         self.begin(first[0].lstrip("# "), "title")
         subtitle = next((line.lstrip("> ") for line in first[1:] if line.startswith(">")), "")
         self.slides[-1].blocks.append((f'<p class="subtitle">{render(subtitle)}</p><p class="source">nbs/{path.name}</p>', 3))
@@ -368,6 +374,7 @@ class Deck:
         self.markdown(rest)
         for cell in cells[1:]:
             if cell["cell_type"] == "markdown":
+                self.after_figure = self.drawn and not joined(cell["source"]).startswith("#")
                 self.markdown(joined(cell["source"]))
             elif cell["cell_type"] == "code":
                 self.code(cell)
