@@ -77,6 +77,19 @@ def test_links_start_from_the_readme(written, expected):
     assert text_of({"cell_type": "markdown", "source": written}) == expected
 
 
+def test_badges_stand_below_the_title_once_the_repository_is_known(tmp_path):
+    (tmp_path / "nbs").mkdir()
+    (tmp_path / "nbs" / "index.ipynb").write_text('{"cells": [{"cell_type": "markdown", "source": ["# T\\n\\n> sub\\n\\nText."]}]}')
+    config = tmp_path / "nbs" / "nbdev.yml"
+    for url in ('""', "", "https://example.org/a/b"):
+        config.write_text(f"website:\n  repo-branch: trunk\n  repo-url: {url}\n")
+        assert "badge" not in readme.build(tmp_path)[0]["README.md"].decode()
+    config.write_text('website:\n  repo-branch: trunk\n  repo-url: "https://github.com/o-o/n.b"\n')
+    text = readme.build(tmp_path)[0]["README.md"].decode()
+    assert text.index("> sub") < text.index("/gh/o-o/n.b/trunk?") < text.index("github/o-o/n.b/blob/trunk/nbs/00_dialogue.ipynb") < text.index("Text.")
+    assert not readme.build(tmp_path)[2]
+
+
 def test_readme_names_what_is_out_of_step(tmp_path):
     (tmp_path / "nbs" / "images").mkdir(parents=True)
     (tmp_path / "nbs" / "images" / "index-old-0.png").touch()

@@ -5,6 +5,7 @@
 
 Markdown cells are taken as they are, code cells in a fence with their saved outputs below; nbdev's directives hide,
 echo, output, eval and include mean what they mean there.  Links of the notebook are turned to start from the README.
+If nbs/nbdev.yml says where the repository is (repo-url), badges for Binder and Colab stand below the title.
 """
 
 import argparse
@@ -120,12 +121,41 @@ def render(notebook):
     return NOTE + "\n" + "\n\n".join(block for block in blocks if block.strip()) + "\n", pictures, links
 
 
+def badges(url, branch="main", start="nbs/00_dialogue.ipynb"):
+    "Badges that open the notebooks on Binder and on Colab, as Markdown; nothing if the repository is not known to be on GitHub."
+    m = re.match(r"https://github\.com/([\w.-]+/[\w.-]+?)(?:\.git)?/?$", url)
+    if not m:
+        return ""
+    binder = f"https://mybinder.org/v2/gh/{m[1]}/{branch}?urlpath=lab/tree/{start}"
+    colab = f"https://colab.research.google.com/github/{m[1]}/blob/{branch}/{start}"
+    return (f"[![Open on Binder](https://mybinder.org/badge_logo.svg)]({binder})\n"
+            f"[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({colab})")
+
+
+def repository(root):
+    "(address, branch) that nbs/nbdev.yml names; empty where it names none."
+    path = root / "nbs" / "nbdev.yml"
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    found = [re.search(rf"^\s*{key}:[ \t]*[\"']?([^\s\"']*)", text, re.M) for key in ("repo-url", "repo-branch")]
+    return tuple(m[1] if m else "" for m in found)
+
+
+def with_badges(text, made):
+    "README's text with badges below title and subtitle."
+    if not made:
+        return text
+    head = re.match(r"(<!--.*?-->\n+)?# [^\n]*\n+(> [^\n]*\n+)?", text, re.S)
+    return text[:head.end()] + made + "\n\n" + text[head.end():] if head else text
+
+
 def build(root=ROOT):
     "(files that README consists of: path -> bytes, paths of old pictures that nothing shows, links that lead nowhere)."
     if not (root / "nbs" / "index.ipynb").is_file():
         sys.exit("There is no nbs/index.ipynb to make README.md of.")
     notebook = json.loads((root / "nbs" / "index.ipynb").read_text(encoding="utf-8"))
     text, pictures, links = render(notebook)
+    url, branch = repository(root)
+    text = with_badges(text, badges(url, branch or "main"))
     files = {"README.md": text.encode(), **pictures}
     old = {str(path.relative_to(root).as_posix()) for path in (root / "nbs" / "images").glob("index-*")} - set(files)
     local = {link.partition("#")[0] for link in links if not re.match(r"[a-z][a-z0-9+.-]*:|[#/]", link, re.I)}
