@@ -148,7 +148,7 @@ def blocks_of(markdown):
     return out
 
 
-def high(text, wide=88):
+def high(text, wide=94):
     "Lines that a text takes."
     plain = re.sub(r"\]\([^)]*\)|[*`\[]", "", text)
     return max(1, -(-len(plain) // wide))
@@ -290,14 +290,14 @@ class Deck:
                 continue
             if kind == "text":
                 short = text if self.whole else shortened(text)
-                self.add(render(short), high(short) + 0.7)
+                self.add(render(short), high(short) + 0.45)
                 self.words = text
                 self.slides[-1].notes.append(text)
             elif kind == "list":
                 for item in items_of(text):
                     mark, words = re.match(r"(\S+ )(.*)", item, re.S).groups()
                     short = words if self.whole else shortened(words)
-                    self.add(render("- " + short if mark[0] in "-*" else mark + short), high(short, 84) + 0.35)
+                    self.add(render("- " + short if mark[0] in "-*" else mark + short), high(short, 90) + 0.2)
                 self.slides[-1].notes.append(text)
             elif kind == "table":
                 rows = text.split("\n")
@@ -321,7 +321,7 @@ class Deck:
         body = parsed(source)
         if "export" in said or "exports" in said:
             for line, doc in exported(body or []):
-                self.add(f'<div class="def"><code>{painted(line)}</code><p>{render(doc) if doc else ""}</p></div>', high(doc) + 1.7)
+                self.add(f'<div class="def"><code>{painted(line)}</code><p>{render(doc) if doc else ""}</p></div>', high(doc) + 1.25)
             return
         if body is not None and only_checks(body) and not cell.get("outputs"):
             return
