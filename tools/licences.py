@@ -14,6 +14,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 FREE = r"MIT|BSD|Apache|ISC|PSF|Python|MPL|Mozilla|Unlicense|CC0|HPND|Zlib|0BSD|LGPL|Public Domain|ZPL|CNRI"
 KNOWN = {}  # name: licence, for packages whose metadata are silent; each read in the package's own licence file
+CARRIED = {"sphinx-revealjs": "carries reveal.js 5.2.0: MIT"}  # name: what a package brings of others that we pass on, as its own files say
 
 
 def licence(name):
@@ -43,7 +44,7 @@ def table():
             wrong.append(f"{name}: not installed, so its licence is not known")
         elif not re.search(FREE, found, re.I) or re.search(r"\bA?GPL", re.sub(r"LGPL", "", found)) and not re.search(r"MIT|BSD|MPL|Apache", found):
             wrong.append(f"{name}: {found or 'no licence stated'}")
-        rows.append(f"| {name} | {version} | {found} |")
+        rows.append(f"| {name} | {version} | {found}{'; ' + CARRIED[name] if name in CARRIED else ''} |")
     head = ["# Third-party packages", "", "What `constraints.txt` pins, and the licence that each package states. Made by `python tools/licences.py`.",
             "", "| package | version | licence |", "| --- | --- | --- |"]
     return "\n".join([*head, *rows]) + "\n", wrong

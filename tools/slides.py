@@ -1,4 +1,4 @@
-"""Slides from the notebooks: one HTML file a deck, without a network and without slide metadata in the notebooks.
+"""Slides from the notebooks: a reveal.js deck in one HTML file, without a network and without slide metadata in the notebooks.
 
     python tools/slides.py                       the four decks of the course and an index, into _slides/
     python tools/slides.py --out DIR 04_revision  a deck of this notebook (or of several, each a deck)
@@ -6,12 +6,13 @@
 What becomes a slide is decided by rule:
 
 - a notebook's first cell is a title slide, each ## (and ###) heading begins a new slide, and a full slide runs over;
-- of a paragraph the slide has the first sentence, the speaker's notes (key n) have all of it; lists and tables stay;
+- of a paragraph the slide has the first sentence, the speaker's notes (key s) have all of it; lists and tables stay;
 - of an exported cell the slide has each public function's signature and the first line of its docstring;
 - other code is shown without its checks if it has at most CODE lines, its printed output up to OUTPUT lines; code that draws is not;
 - a figure has a slide of its own; "What to remember" comes whole; exercises and the way on are left out.
 
-A deck holds everything that it needs; formulas are drawn with matplotlib's mathtext.
+A deck holds everything that it needs, reveal.js included (out of the package sphinx-revealjs, which carries its files; Sphinx
+is not used). Formulas are drawn with matplotlib's mathtext.
 """
 
 import argparse
@@ -22,6 +23,7 @@ import re
 import sys
 from dataclasses import dataclass, field
 from functools import cache
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 import mistune
@@ -242,7 +244,8 @@ def safe(markup):
     "HTML of a saved output without scripts, styles, event handlers and anything that is loaded."
     markup = re.sub(r"<(script|style|iframe|object)\b.*?</\1\s*>", "", markup, flags=re.S | re.I)
     markup = re.sub(r"</?(script|style|iframe|object|embed|link|meta|base)\b[^>]*>?", "", markup, flags=re.I)
-    return re.sub(r"\s(on\w+|src|srcset|href)=(\"[^\"]*\"|'[^']*'|[^\s>]+)", "", markup, flags=re.I)
+    tag = r"<[a-z](?:\"[^\"]*\"|'[^']*'|[^'\">])*>|<[a-z][^>]*>"  # within a tag only: text that speaks of onclick= stays whole
+    return re.sub(tag, lambda m: re.sub(r"[\s/](on\w+|src|srcset|href)\s*=\s*(\"[^\"]*\"|'[^']*'|[^\s>]+)", "", m[0], flags=re.I), markup, flags=re.I)
 
 
 # --- a notebook
@@ -395,33 +398,41 @@ class Deck:
 
 # --- a page
 
-POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; frame-src 'self'"  # frames: the speaker's view
 STYLE, SCRIPT = ((ROOT / "tools" / name).read_text(encoding="utf-8") for name in ("slides.css", "slides.js"))
 
 
-def page(title, body, script=""):
+@cache
+def reveal(*names):
+    "Files of reveal.js, joined, without the fonts that a theme loads: a deck uses those of the machine."
+    try:
+        folder = Path(distribution("sphinx-revealjs").locate_file("sphinx_revealjs/_static/revealjs"))
+    except PackageNotFoundError:
+        sys.exit("slides need reveal.js, out of the package sphinx-revealjs: `make slides` installs it, or pip install -c constraints.txt sphinx-revealjs.")
+    text = "\n".join((folder / name).read_text(encoding="utf-8") for name in names)
+    return re.sub(r"@import url\([^)]*\);|//# sourceMappingURL=\S*", "", text).replace("</script", "<\\/script")
+
+
+def page(title, body, style, *scripts):
     return (f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">\n'
-            f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n<title>{html.escape(title)}</title>\n<style>{STYLE}</style></head>\n'
-            f'<body>\n{body}\n{f"<script>{script}</script>" if script else ""}\n</body></html>\n')
+            f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n<title>{html.escape(title)}</title>\n<style>{style}</style></head>\n'
+            f'<body>\n{body}\n{"".join(f"<script>{script}</script>" for script in scripts)}\n</body></html>\n')
 
 
 def as_html(title, slides):
     "The page of a deck."
     first = Slide(title, [('<p class="subtitle">cai_nb: Constitutional AI, in notebooks</p>', 2)], kind="title")
-    out, last = ["<main>"], None
-    for n, s in enumerate([first, *slides], 1):
+    out, last = [], None
+    for s in [first, *slides]:
         again = ' <small aria-hidden="true">…</small>' if s.heading == last else ""
         last = s.heading
-        name = re.sub("<[^>]+>", "", render(s.heading)).strip()
         heading = re.sub(r"^<p>|</p>\s*$", "", render(s.heading).strip())
-        notes = "\n\n".join(s.notes)
-        out.append(f'<section class="slide {s.kind}" aria-roledescription="slide" aria-label="{n}: {name}"><h2>{heading}{again}</h2>'
-                   f'<div class="body">{"".join(markup for markup, _ in s.blocks)}</div>'
-                   + (f'<aside class="notes" aria-label="notes">{render(notes)}</aside>' if notes else "")
-                   + f"<footer><span>{html.escape(title)}</span><span>{n}</span></footer></section>")
-    out.append('</main><nav aria-label="slides"><button id="back" aria-label="previous slide">‹</button><span id="where" aria-live="polite"></span>'
-               '<button id="on" aria-label="next slide">›</button><button id="speak" aria-label="notes">n</button></nav>')
-    return page(title, "\n".join(out), SCRIPT)
+        notes = f'<aside class="notes">{render((chr(10) * 2).join(s.notes))}</aside>' if s.notes else ""
+        out.append(f'<section class="{s.kind}"><div class="slide"><h2>{heading}{again}</h2>'
+                   f'<div class="body">{"".join(markup for markup, _ in s.blocks)}</div></div>{notes}</section>')
+    body = "\n".join(['<div class="reveal"><main class="slides">', *out, "</main></div>"])
+    style = reveal("dist/reset.css", "dist/reveal.css", "dist/theme/white.css") + STYLE
+    return page(title, body, f"/* reveal.js:\n{reveal('LICENSE')}*/\n{style}", reveal("dist/reveal.js"), reveal("plugin/notes/notes.js"), SCRIPT)
 
 
 def make(names, out):
@@ -451,9 +462,11 @@ def main():
     made = make(args.names or DECKS, args.out)
     if not args.names:
         rows = "".join(f'<li><a href="{file}">{html.escape(title)}</a>, {n} slides</li>' for file, (title, n) in made.items())
-        keys = "Arrow keys turn the page, <kbd>n</kbd> shows the notes, <kbd>f</kbd> fills the screen; printing gives a page a slide."
-        body = f'<main style="padding:2em"><h1>cai_nb: slides</h1><ul>{rows}</ul><p>{keys}</p></main>'
-        (args.out / "index.html").write_text(page("cai_nb: slides", body), encoding="utf-8")
+        keys = ("The arrow keys turn the page, <kbd>s</kbd> opens the speaker's view with the notes, <kbd>f</kbd> fills the screen, <kbd>o</kbd> shows all "
+                "slides, <kbd>?</kbd> lists the other keys. To print, add <code>?view=print</code> to a deck's address.")
+        style = STYLE + "body { margin: 2em; background: var(--paper); color: var(--ink); font: 20px/1.5 var(--r-main-font) } a { color: var(--mark) }"
+        body = f'<main><h1>cai_nb: slides</h1><ul>{rows}</ul><p>{keys}</p></main>'
+        (args.out / "index.html").write_text(page("cai_nb: slides", body, style), encoding="utf-8")
     for file, (_, n) in made.items():
         print(f"{args.out / file}: {n} slides")
 
