@@ -34,7 +34,7 @@ class Panel(w.VBox):
     @property
     def still(self):
         "What the panel shows now, as HTML that needs no kernel"
-        return Html(f'<figure aria-label="{escape(self.title)}" style="margin:0;max-width:60em;overflow-wrap:anywhere">'
+        return Html(f'<figure aria-label="{escape(self.title)}" style="margin:0;max-width:60em;overflow-wrap:break-word;overflow-x:auto">'
                     f"<figcaption><i>{escape(self.title)}, as a still. Run the notebook to move it.</i></figcaption>{self._still()}</figure>")
     def _repr_mimebundle_(self, **kwargs):
         data = super()._repr_mimebundle_(**kwargs) | {"text/plain": self.title, "text/html": str(self.still)}
@@ -107,7 +107,9 @@ def trace_explorer(source,             # a run folder, a file of revision record
     which = _field(w.Dropdown, "Prompt")
     back, on, out = _button("Previous", "The trace before this one"), _button("Next", "The trace after this one"), w.HTML()
     def show(_=None):
-        if which.value is not None: out.value = trace_page(of(category.value)[which.value], principles)
+        if which.value is None: return  # between two lists of options
+        some = of(category.value)
+        out.value = _says(f"Trace {which.value + 1} of {len(some)}, category: {category.value or 'all'}") + trace_page(some[which.value], principles)
     def choose(_=None):
         which.options = [(f"{i + 1}. {visible(r['prompt'][-1]['content'])[:90]}", i) for i, r in enumerate(of(category.value))]
         which.value = 0
@@ -383,6 +385,6 @@ def chat_panel(folder="../runs/laptop",  # run folder
             turns.append((text, said)); histories.update(later)
             out.value, status.value, asked.value = talk_html(turns, missing), _says("Done."), ""
     ask.on_click(press); anew.on_click(begin); place.observe(leave, "value")
-    def still(): return Html(status.value + out.value)
+    def still(): return Html(out.value or status.value or _says("Nothing asked yet."))
     return Panel("Chat with the models of a run", [place, dice, asked, _row(ask, anew), bar, status, out], still,
                  folder=place, seed=dice, text=asked, ask=ask, anew=anew, status=status, out=out, turns=turns)
