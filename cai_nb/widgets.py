@@ -150,18 +150,17 @@ def named(error):
     return f"Unexpected {type(error).__name__}: {visible(error)[:300]}. Press again; if it comes back, restart the kernel."
 
 @contextmanager
-def working(buttons, status, bar=None):
-    "Within it the buttons rest, bars of progress in the terminal's manner are silent, and an error becomes a sentence in `status`"
+def working(status,    # HTML that an error's sentence is put into
+            bar=None): # IntProgress to show meanwhile
+    "Within it, bars of progress in the terminal's manner are silent, and an error becomes a sentence in `status`"
     before = os.environ.get("CAI_NB_QUIET")
     os.environ["CAI_NB_QUIET"] = "1"
-    for b in buttons: b.disabled = True
     if bar is not None: bar.value, bar.layout.display = 0, None
     try: yield
     except (Exception, KeyboardInterrupt) as error: status.value = Html(f'<div role="alert"><b>{escape(named(error))}</b></div>')
     finally:
         if before is None: del os.environ["CAI_NB_QUIET"]
         else: os.environ["CAI_NB_QUIET"] = before
-        for b in buttons: b.disabled = False
         if bar is not None: bar.layout.display = "none"
 
 # %% ../nbs/14_widgets.ipynb #c0882c98
@@ -200,7 +199,7 @@ def constitution_editor(constitution="harmlessness",  # name, file or Constituti
     def take(_=None): critique.value, revision.value = c[which.value].critique, c[which.value].revision
     def tell(text): bar.value += 1; status.value = _says(f"Working: {text} …")
     def press(_=None):
-        with working([go, reset], status, bar):
+        with working(status, bar):
             for field in (asked, critique, revision):
                 if not field.value.strip(): raise WidgetError(f"{field.description} is empty: write it, or press Undo edits.")
             if not models: tell("loading the model, this once"); models.extend(load())
@@ -230,7 +229,8 @@ def label_panel(model=None,           # LanguageModel; None: the default model, 
     start, status, ui = _button("Load the model", "Load the model and label the first pair"), w.HTML(), {}
     panel = Panel("Label explorer", [_row(start), status], lambda: Html(ui["out"].value if ui else _says("The model is not loaded.")), start=start, status=status)
     def press(_=None):
-        with working([start], status):
+        if ui: return  # pressed twice
+        with working(status):
             status.value = _says("Working: loading the model …")
             lm = model or (load or default_models)()
             made = label_explorer(lm[0] if isinstance(lm, tuple) else lm, pairs, both)
@@ -371,7 +371,7 @@ def chat_panel(folder="../runs/laptop",  # run folder
     def begin(_=None): turns.clear(); histories.clear(); out.value, status.value = "", _says("A new conversation.")
     def leave(_=None): models.clear(); missing.clear(); begin()
     def press(_=None):
-        with working([ask, anew], status, bar):
+        with working(status, bar):
             text = asked.value.strip()
             if not text: raise WidgetError("Your question is empty: write one.")
             if not models:

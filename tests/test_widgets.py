@@ -57,20 +57,20 @@ def test_a_panel_shows_controls_where_there_is_a_kernel_and_a_still_where_there_
 
 
 @pytest.mark.parametrize("before", [None, "0"])
-def test_work_that_fails_leaves_a_sentence_and_a_button_that_can_be_pressed_again(monkeypatch, before):
+def test_work_that_fails_leaves_a_sentence_and_the_environment_as_it_was(monkeypatch, before):
     import ipywidgets
 
     monkeypatch.delenv("CAI_NB_QUIET", raising=False)
     if before:
         monkeypatch.setenv("CAI_NB_QUIET", before)
-    button, status = ipywidgets.Button(), ipywidgets.HTML()
+    bar, status = ipywidgets.IntProgress(), ipywidgets.HTML()
     for error, told in ((RuntimeError(HOSTILE), "Unexpected RuntimeError"), (MemoryError(), "Memory ran out"),
                         (KeyboardInterrupt(), "Stopped"), (widgets.WidgetError("by name"), "by name")):
-        with widgets.working([button], status):
-            assert button.disabled and os.environ["CAI_NB_QUIET"] == "1"
+        with widgets.working(status, bar):
+            assert bar.layout.display is None and os.environ["CAI_NB_QUIET"] == "1"
             raise error
         assert told in status.value and "<script" not in status.value
-        assert not button.disabled and os.environ.get("CAI_NB_QUIET") == before
+        assert bar.layout.display == "none" and os.environ.get("CAI_NB_QUIET") == before
 
 
 # --- traces ------------------------------------------------------------------------------------------------------
@@ -182,7 +182,7 @@ def test_the_editor_names_what_is_wrong():
 
     ui = widgets.constitution_editor(load=broken).ui
     ui.go.click()
-    assert "no such wheel" in ui.status.value and not ui.go.disabled
+    assert "Unexpected OSError: no such wheel" in ui.status.value
     for field in (ui.prompt, ui.critique, ui.revision):
         kept, field.value = field.value, "  "
         ui.go.click()
@@ -211,7 +211,9 @@ def test_the_label_panel_is_the_explorer_of_notebook_06_and_loads_at_a_press(lm)
     loads = []
     panel = widgets.label_panel(load=lambda: loads.append(1) or lm)
     assert not loads and "not loaded" in panel.still
-    panel.ui.start.click()
+    start = panel.ui.start
+    start.click()
+    start.click()  # the second press of a double click
     assert loads == [1] and "P(A)" in panel.ui.out.value
     first = panel.ui.out.value
     panel.ui.which.value = 1
@@ -315,7 +317,7 @@ def test_an_answer_that_fails_takes_nothing_from_the_conversation(run_folder, mo
 def test_what_is_not_there_says_how_to_make_it(run_folder, tmp_path):
     ui = widgets.chat_panel(tmp_path / "nothing").ui
     ui.ask.click()
-    assert "cai-nb run laptop" in ui.status.value and not ui.ask.disabled
+    assert "cai-nb run laptop" in ui.status.value
     ui.folder.value = " "
     ui.ask.click()
     assert "empty path" in ui.status.value
