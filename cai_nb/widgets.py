@@ -44,12 +44,15 @@ class Panel(w.VBox):
 # %% ../nbs/14_widgets.ipynb #c43044e9
 def _field(kind, description, **settings):
     "A control as wide as there is room, its label above it and never cut off"
-    return kind(description=description, style={"description_width": "initial"},
-                layout=w.Layout(width="auto", flex_flow="column", align_items="stretch"), **settings)
+    return kind(description=description, style={"description_width": "fit-content"}, layout=_above(), **settings)
+
+def _above(): return w.Layout(width="auto", height="auto", flex_flow="column", align_items="stretch")
 
 def _button(description, tooltip): return w.Button(description=description, tooltip=tooltip, layout=w.Layout(width="auto", min_width="7em"))
 
 def _row(*widgets): return w.HBox(widgets, layout=w.Layout(flex_flow="row wrap", grid_gap="4px 8px", align_items="center"))
+
+def _lines(html): return Html(f'<div style="line-height:1.45">{html}</div>')  # front ends differ here, and some set a line far from the next
 
 def _says(text): return Html(f'<div role="status">{escape(text)}</div>')
 
@@ -91,9 +94,9 @@ def trace_page(record, principles):  # revision record; {id: Principle}
     from cai_nb.revision import trace_html
     drawn = dict.fromkeys(str(s["principle"]) for s in record["steps"][1:])
     rows = [(i, getattr(principles.get(i), "critique", ""), getattr(principles.get(i), "revision", "")) for i in drawn]
-    told = "".join(f"<dt><b>{escape(i)}</b></dt><dd><i>Critique request:</i> {escape(c or 'not known here')}<br>"
-                   f"<i>Revision request:</i> {escape(r or 'not known here')}</dd>" for i, c, r in rows)
-    return Html(f"{trace_html(record)}<p><small>Marks: <del>went</del>, <ins>came</ins>.</small></p><b>Principles drawn</b><dl>{told}</dl>")
+    told = "".join(f"<p><b>{escape(i)}</b><br><i>Critique request:</i> {escape(c or 'not known here')}<br>"
+                   f"<i>Revision request:</i> {escape(r or 'not known here')}</p>" for i, c, r in rows)
+    return _lines(f"{trace_html(record)}<p><small>Marks: <del>went</del>, <ins>came</ins>.</small></p><b>Principles drawn</b>{told}")
 
 # %% ../nbs/14_widgets.ipynb #b871fe05
 def trace_explorer(source,             # a run folder, a file of revision records, or a list of them
@@ -236,7 +239,7 @@ def label_panel(model=None,           # LanguageModel; None: the default model, 
             made = label_explorer(lm[0] if isinstance(lm, tuple) else lm, pairs, both)
             ui.update(zip(("which", "words", "think", "go", "out"), made.children))
             for part in (ui["which"], ui["words"]):
-                part.layout, part.style = w.Layout(width="auto", flex_flow="column", align_items="stretch"), {"description_width": "initial"}
+                part.layout, part.style = _above(), {"description_width": "fit-content"}
             panel.ui, panel.children = SimpleNamespace(**ui), made.children
     start.on_click(press)
     if model: press()
@@ -314,13 +317,14 @@ def bandit_html(beta: float, clip: float, rollouts: int = 3):
     curve = _picture(draw_objective(clip), f"The clipped objective over the ratio: flat above {1 + clip:.2f} for a good token, below {1 - clip:.2f} for a bad one.", (4.4, 3.2))
     rows = [{"answer": a, "score": s, **{k: f"{p[i]:.3f}" for k, p in policies.items()}} for i, (a, (_, s)) in enumerate(BANDIT.items())]
     side = "".join(f'<div style="flex:1 1 18em;min-width:min(100%,18em)">{x}</div>' for x in (bars, curve))
-    return Html(f'<p role="status">{escape(said)}</p><div style="display:flex;flex-wrap:wrap;gap:.5em">{side}</div>'
+    return _lines(f'<p role="status">{escape(said)}</p><div style="display:flex;flex-wrap:wrap;gap:.5em">{side}</div>'
                 f'<div style="overflow-x:auto">{table_html(rows)}</div>')
 
 def ppo_sliders(beta: float = .5, clip: float = .2):  # where the sliders stand at the start
     "A widget: β and clip on the four answers of notebook 08"
-    price = _field(w.FloatLogSlider, "β, price of drift", value=beta, min=-1.7, max=1, step=.05, readout_format=".2g")
-    edge = _field(w.FloatSlider, "ε, clip", value=clip, min=.02, max=1, step=.02, readout_format=".2f")
+    wide = dict(style={"description_width": "initial"}, layout=w.Layout(width="auto"))
+    price = w.FloatLogSlider(description="β, price of drift", **wide, value=beta, min=-1.7, max=1, step=.05, readout_format=".2g")
+    edge = w.FloatSlider(description="ε, clip", **wide, value=clip, min=.02, max=1, step=.02, readout_format=".2f")
     out = w.HTML()
     def show(_=None): out.value = bandit_html(price.value, edge.value)
     price.observe(show, "value"); edge.observe(show, "value"); show()
@@ -352,7 +356,7 @@ def run_models(run,              # a `Run`
 def talk_html(turns, missing=None):  # [(question, {title: answer})]; {title: what to do}
     "A conversation with several models, side by side"
     parts = [f"<p><b>Human:</b> {escape(asked)}</p>{columns_html(said | (missing or {}))}" for asked, said in turns]
-    return Html("".join(parts) or columns_html(missing or {}))
+    return _lines("".join(parts) or columns_html(missing or {}))
 
 # %% ../nbs/14_widgets.ipynb #f018ef96
 def chat_panel(folder="../runs/laptop",  # run folder

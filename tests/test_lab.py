@@ -166,7 +166,9 @@ def test_the_widgets_answer_a_hand(open_notebook):
 
     # three columns, or the one model that a run without the other stages has; nothing is wider than the window
     assert page.get_by_role("region", name="Start").count() == 1
-    page.screenshot(path="/tmp/h/widgets_build/lab.png")
-    page.set_viewport_size({"width": 420, "height": 900})
+    page.keyboard.press("Control+b")  # the file browser goes
+    page.locator(".jp-FileBrowser").first.wait_for(state="hidden")
+    page.set_viewport_size({"width": 560, "height": 900})
+    page.wait_for_function("() => document.querySelector('.jp-Notebook').clientWidth < 540")
     wide = page.evaluate("[...document.querySelectorAll('.jp-OutputArea-output .widget-vbox')].filter(v => v.scrollWidth > v.clientWidth + 2).length")
     assert wide == 0
