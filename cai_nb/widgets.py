@@ -44,9 +44,9 @@ class Panel(w.VBox):
 # %% ../nbs/14_widgets.ipynb #c43044e9
 def _field(kind, description, **settings):
     "A control as wide as there is room, its label above it and never cut off"
-    return kind(description=description, style={"description_width": "fit-content"}, layout=_above(), **settings)
+    return kind(description=description, style={"description_width": "fit-content"}, layout=_above(kind), **settings)
 
-def _above(): return w.Layout(width="auto", height="auto", flex_flow="column", align_items="stretch")
+def _above(kind): return w.Layout(width="auto", height="4em" if kind is w.Dropdown else "auto", flex_flow="column", align_items="stretch")
 
 def _button(description, tooltip): return w.Button(description=description, tooltip=tooltip, layout=w.Layout(width="auto", min_width="7em"))
 
@@ -239,7 +239,7 @@ def label_panel(model=None,           # LanguageModel; None: the default model, 
             made = label_explorer(lm[0] if isinstance(lm, tuple) else lm, pairs, both)
             ui.update(zip(("which", "words", "think", "go", "out"), made.children))
             for part in (ui["which"], ui["words"]):
-                part.layout, part.style = _above(), {"description_width": "fit-content"}
+                part.layout, part.style = _above(type(part)), {"description_width": "fit-content"}
             panel.ui, panel.children = SimpleNamespace(**ui), made.children
     start.on_click(press)
     if model: press()

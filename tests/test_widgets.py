@@ -251,6 +251,11 @@ def test_both_sliders_move_picture_numbers_and_words():
     ui.beta.value = 0.5
     assert ui.out.value == start
     ui.clip.value = 0.04
+
+    def earned(page):
+        return float(re.search(r"the policy earns (-?[\d.]+)", page)[1])
+
+    assert earned(ui.out.value) < earned(start) - 0.1  # a tighter clip comes less far in as many rollouts
     assert ui.out.value != start and "flat above 1.04" in ui.out.value and ui.out.value in panel.still
     assert "--ink:currentColor" in start and "#010203" not in start  # the page's own colour, light or dark
 
@@ -269,7 +274,7 @@ def run_folder(tmp_path_factory):
     return folder
 
 
-def test_three_models_answer_side_by_side_with_the_same_seed(run_folder):
+def test_three_models_answer_side_by_side_with_the_same_seed(run_folder, monkeypatch):
     panel = widgets.chat_panel(run_folder, "What is rain?", max_tokens=6)
     ui = panel.ui
     ui.ask.click()
@@ -279,9 +284,13 @@ def test_three_models_answer_side_by_side_with_the_same_seed(run_folder):
     for title, folder in (("Start", run_folder.parent / "start"), ("RL-CAI", run_folder / "5-ppo" / "model")):
         alone = LanguageModel.load(str(folder)).sample([[fake_run.user(asked)]], max_tokens=6, temperature=0.7, seed=0)[0]
         assert said[title] == alone.text + ("" if alone.finished else " …")
+    asked_of, sample = [], LanguageModel.sample
+    monkeypatch.setattr(LanguageModel, "sample", lambda self, prompts, **how: asked_of.append(prompts[0]) or sample(self, prompts, **how))
     ui.text.value = "And snow?"
     ui.ask.click()
     assert len(ui.turns) == 2 and "And snow?" in panel.still
+    assert [[m["role"] for m in talk] for talk in asked_of] == [["user", "assistant", "user"]] * 3  # each has its own talk before it
+    assert len({talk[1]["content"] for talk in asked_of}) == 3
     ui.anew.click()
     assert ui.turns == [] and ui.out.value == ""
     ui.text.value = asked
