@@ -285,7 +285,7 @@ def test_three_models_answer_side_by_side_with_the_same_seed(run_folder, monkeyp
         alone = LanguageModel.load(str(folder)).sample([[fake_run.user(asked)]], max_tokens=6, temperature=0.7, seed=0)[0]
         assert said[title] == alone.text + ("" if alone.finished else " …")
     asked_of, sample = [], LanguageModel.sample
-    monkeypatch.setattr(LanguageModel, "sample", lambda self, prompts, **how: asked_of.append(prompts[0]) or sample(self, prompts, **how))
+    monkeypatch.setattr(LanguageModel, "sample", lambda self, prompts, **how: asked_of.append(list(prompts[0])) or sample(self, prompts, **how))
     ui.text.value = "And snow?"
     ui.ask.click()
     assert len(ui.turns) == 2 and "And snow?" in panel.still
