@@ -13,12 +13,12 @@ MINOR  := $(shell sed -n 's/^requires-python = ">=3\.\([0-9]*\)"/\1/p' pyproject
 FACTS  := settings.ini constraints.txt setup.py pyproject.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help run test prepare install dev lab docs slides audit clean
+.PHONY: help run test prepare install dev lab docs docs-serve audit clean
 .DELETE_ON_ERROR:
 
 help:  ## this list
 	@echo "usage: make TARGET [PYTHON=python3.12] [VENV=.venv]"
-	@sed -n 's/^\([a-z]*\):[^#]*## /  \1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 12
+	@sed -n 's/^\([a-z-]*\):[^#]*## /  \1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
 
 run: $(VENV)/.installed  ## install, fetch the default model, run a recipe, say where report.html is (RECIPE=laptop, ARGS=)
 	$(BIN)/cai-nb run $(RECIPE) $(ARGS)
@@ -37,10 +37,11 @@ dev: $(VENV)/.installed-dev  ## the same, with what the tests need
 lab: $(VENV)/.installed  ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab nbs
 
-docs: $(VENV)/.installed-dev  ## the docs site in _docs/ (needs Quarto, https://quarto.org)
-	@command -v quarto >/dev/null || { echo "make docs needs Quarto: install it from https://quarto.org, then run this again."; exit 1; }
-	$(BIN)/nbdev-sidebar --force
-	$(BIN)/nbdev-docs
+docs: $(VENV)/.installed-docs  ## the docs site in _docs/, static pages that need no network
+	$(BIN)/python tools/docs.py
+
+docs-serve: docs  ## the same, shown on http://127.0.0.1:8000 (ARGS=8080: another port)
+	$(BIN)/python -m http.server --bind 127.0.0.1 --directory _docs $(ARGS)
 
 slides: $(VENV)/.installed-dev  ## four decks of slides in _slides/, made from the notebooks (open _slides/index.html)
 	$(BIN)/python tools/slides.py
@@ -69,5 +70,9 @@ $(VENV)/.installed: $(FACTS) | $(BIN)/python
 	@touch $@
 
 $(VENV)/.installed-dev: $(FACTS) | $(BIN)/python
-	$(PIP) install -c constraints.txt -e ".[dev]"
+	$(PIP) install -c constraints.txt -e ".[dev,docs]"
+	@touch $(VENV)/.installed $(VENV)/.installed-docs $@
+
+$(VENV)/.installed-docs: $(FACTS) | $(BIN)/python
+	$(PIP) install -c constraints.txt -e ".[docs]"
 	@touch $(VENV)/.installed $@

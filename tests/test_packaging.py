@@ -160,6 +160,8 @@ def test_every_import_is_a_requirement(folder, key):
                 names.add(node.module.split(".")[0])
     own = {"cai_nb", "setup", *(path.stem for path in [*(ROOT / "tools").glob("*.py"), *(ROOT / "tests").glob("*.py")])}
     lines = settings()["requirements"] + settings()[key]
+    if key == "dev_requirements":  # `make test` installs both
+        lines += settings()["docs_requirements"]
     if folder == "cai_nb":  # imported where they are used, by `wanted`, which names the extra
         lines += settings()["api_requirements"] + settings()["vllm_requirements"]
     said = {canonicalize_name(Requirement(line).name) for line in lines}
