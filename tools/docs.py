@@ -346,10 +346,13 @@ def show_math(writer, node):
 
 def math_font(target, symbols):
     "STIX Two Math (SIL Open Font License, as stated inside), out of the package ziamath, with the signs that are used."
+    import logging
+
     import ziamath
     from fontTools import subset
     from fontTools.ttLib import TTFont
 
+    logging.getLogger("fontTools").setLevel(logging.WARNING)
     font = TTFont(Path(ziamath.__file__).parent / "fonts" / "STIXTwoMath-Regular.ttf")
     options = subset.Options(flavor="woff", name_IDs=["*"], layout_features=["*"])
     cut = subset.Subsetter(options)
