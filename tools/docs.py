@@ -30,7 +30,7 @@ sys.path[:0] = [path for path in (str(ROOT), str(ROOT / "tools")) if path not in
 from readme import LINK, joined, split_directives  # noqa: E402
 
 # The sidebar: the number that a notebook's name begins with says which group it is in.
-GROUPS = {"Ground": range(0, 4), "Supervised stage": range(4, 6), "RL stage": range(6, 9), "Outcome": range(9, 10),
+GROUPS = {"Groundwork": range(0, 4), "Supervised stage": range(4, 6), "RL stage": range(6, 9), "Outcome": range(9, 10),
           "Running it": range(10, 13), "Exercises": range(13, 100)}  # fmt: skip
 PROJECT = "Course and project"  # docs/*.md, and these two
 TOP = ("CONTRIBUTING.md", "CHANGELOG.md")
@@ -268,6 +268,14 @@ def comment_on(module, name):
     return ""
 
 
+def together(obj, about, comment):
+    "The parameters on the line that ends in `comment`: of several, docments gives it to the last, but it means them all."
+    import inspect
+
+    line = next((line for line in inspect.getsource(obj).split("\n") if line.endswith(comment.split("\n")[0])), "").partition("#")[0]
+    return [name for name in about if name not in ("self", "return") and re.search(rf"[(\s*]{name}\s*[:=,)]", line)]
+
+
 def docstring(app, what, name, obj, options, lines):
     "What autodoc shows: the docstring, each parameter's comment, and where the notebook explains it."
     from fastcore.docments import docments
@@ -279,15 +287,21 @@ def docstring(app, what, name, obj, options, lines):
         if len(value) <= 200:
             lines += ["", f"Value: ``{value}``" if "`" not in value else ""]
     else:
-        lines[:] = rst("\n".join(lines)).split("\n") + [""]
+        lines[:], after = rst("\n".join(lines)).split("\n") + [""], []
         try:
             about = docments(obj, full=True)
         except (TypeError, OSError, ValueError, SyntaxError):
             about = {}
         for key, item in about.items():
             if item["docment"]:
-                said = rst(" ".join(item["docment"].split()))
-                lines.append(f":returns: {said}" if key == "return" else f":param {key}: {said}")
+                said, names = rst(" ".join(item["docment"].split())), together(obj, about, item["docment"])
+                if key == "return":
+                    lines.append(f":returns: {said}")
+                elif len(names) > 1:
+                    after += ["", f"{', '.join(f'**{name}**' for name in names)}: {said}", ""]
+                else:
+                    lines.append(f":param {key}: {said}")
+        lines += after
     if label := app.config.stage.taught.get(name):
         lines += ["", f":ref:`Explained in its notebook <{label}>`"]
 
@@ -347,13 +361,13 @@ def show_math(writer, node):
 def math_font(target, symbols):
     "STIX Two Math (SIL Open Font License, as stated inside), out of the package ziamath, with the signs that are used."
     import logging
+    from importlib.util import find_spec
 
-    import ziamath
     from fontTools import subset
     from fontTools.ttLib import TTFont
 
     logging.getLogger("fontTools").setLevel(logging.WARNING)
-    font = TTFont(Path(ziamath.__file__).parent / "fonts" / "STIXTwoMath-Regular.ttf")
+    font = TTFont(Path(find_spec("ziamath").origin).parent / "fonts" / "STIXTwoMath-Regular.ttf")
     options = subset.Options(flavor="woff", name_IDs=["*"], layout_features=["*"])
     cut = subset.Subsetter(options)
     italic = [0x210E, *range(0x1D434, 0x1D468), *range(0x1D6E2, 0x1D71C)]  # what browsers take for a single letter
@@ -385,6 +399,8 @@ def settings(stage):
         "pygments_style": "a11y-light",
         "nb_execution_mode": "off",
         "nb_merge_streams": True,
+        "nb_render_markdown_format": "gfm",
+        "viewcode_follow_imported_members": False,
         "myst_enable_extensions": ["dollarmath", "colon_fence", "deflist"],
         "myst_heading_anchors": 4,
         "myst_update_mathjax": False,
@@ -399,12 +415,23 @@ def settings(stage):
     }
 
 
+def polish(app, page, template, context, doctree):
+    "What a screen reader stumbles over: headings of the sidebar without a level, lists of parameters that are no lists."
+    context["furo_navigation_tree"] = context["furo_navigation_tree"].replace('role="heading"', 'role="heading" aria-level="2"')
+
+    def lines(m):
+        return f'<span class="params">{m[1].replace("<dd>", "<span>").replace("</dd>", "</span>")}</span>'
+
+    context["body"] = re.sub(r'<dl>\n((?:<dd><em class="sig-param">.*?</dd>\n)+)</dl>', lines, context.get("body") or "")
+
+
 def setup(app):
     "What this module adds to Sphinx, as an extension of it."
     app.add_config_value("stage", None, "")
     app.connect("autodoc-process-docstring", docstring)
     app.connect("autodoc-process-signature", signature)
     app.connect("doctree-read", link_code)
+    app.connect("html-page-context", polish, priority=900)  # after Furo
     app.add_html_math_renderer("mathml", (show_math, None), (show_math, None))
 
 
