@@ -130,6 +130,9 @@ def test_a_stage_shows_and_hides_as_nbdev_does(tmp_path):
     assert quiet["metadata"]["tags"] == ["remove-input"] and quiet["outputs"][0]["text"] == "100%\n"
     assert loud["source"] == "loud" and loud["outputs"] == []
     assert [output["data"] for output in shown["outputs"]] == [{"image/png": "AAAA"}]
+    pictures = '![p](../LICENSE) <img src="../LICENSE"> [![p](../LICENSE)](01_b.ipynb) [folder](../docs)'
+    assert stage.links(pictures, tmp_path / "nbs") == (
+        '![p](_files/files/LICENSE) <img src="files/LICENSE"> [![p](_files/files/LICENSE)](page:01_b.html) [folder](page:files/docs/)')
     with pytest.raises(SystemExit, match="gone.ipynb, which does not exist"):
         stage.links("[x](gone.ipynb)", tmp_path / "nbs")
 

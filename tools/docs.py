@@ -129,11 +129,13 @@ class Stage:
             path, mark, anchor = m["target"].partition("#")
             place = posixpath.normpath(posixpath.join(folder.relative_to(self.root).as_posix(), path))
             if place in self.pages:
-                target = f"page:{self.pages[place]}.html{mark}{anchor}"
-            elif (self.root / place).is_dir():
-                target = f"page:{self.copy(place)}/"
+                target = f"{self.pages[place]}.html{mark}{anchor}"
             else:
-                target = f"page:{self.copy(place)}"
+                target = self.copy(place)
+            if m["before"].startswith("!["):  # Sphinx takes pictures along itself
+                target = f"_files/{target}"
+            elif not m["before"].startswith("<"):  # HTML is left alone by Sphinx, and needs no scheme
+                target = f"page:{target}"
             return LINK.sub(turn, m["before"]) + target
 
         return LINK.sub(turn, text)
@@ -153,7 +155,7 @@ class Stage:
         elif not target.exists():
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, target)
-        return f"files/{place}"
+        return f"files/{place}" + "/" * source.is_dir()
 
     def notebook(self, path, end=""):
         "A notebook's JSON with its directives carried out; exported cells say so and can be linked to."
@@ -212,7 +214,8 @@ class Stage:
         for module in order:
             names = self.names[module]
             about = (ast.get_docstring(ast.parse((self.root / "cai_nb" / f"{module}.py").read_text(encoding="utf-8"))) or "").strip()
-            page = [f"cai_nb.{module}", "=" * (7 + len(module)), "", rst(about), ""]
+            title = f"cai_nb.{module}".replace("_", "\\_")
+            page = [title, "=" * len(title), "", rst(about), ""]
             if module in home:
                 page += [f"Explained in :doc:`{home[module].stem.split('_')[0]} {title_of(home[module])} </{home[module].stem}>`.", ""]
             page += [f".. module:: cai_nb.{module}", ""]
@@ -221,7 +224,7 @@ class Stage:
                          *["   :no-value:"] * (kind == "data"), ""]  # fmt: skip
             self.write(f"api/{module}.rst", "\n".join(page))
             listed = ", ".join(f"{{py:obj}}`{name} <cai_nb.{module}.{name}>`" for name in names)
-            lines += [f"## [cai_nb.{module}]({module}.rst)", "", about, "", listed, ""]
+            lines += [f"## [{title}]({module}.rst)", "", about, "", listed, ""]
         lines += ["```{toctree}", ":hidden:", "", *(f"cai_nb.{module} <{module}>" for module in order), "```"]
         self.write("api/index.md", "\n".join(lines))
 
@@ -406,6 +409,8 @@ def settings(stage):
         "myst_update_mathjax": False,
         "myst_url_schemes": {"http": None, "https": None, "mailto": None, "page": {"url": "{{path}}#{{fragment}}"}},
         "html_math_renderer": "mathml",
+        "suppress_warnings": ["myst.header", "misc.highlighting_failure"],
+        "autodoc_inherit_docstrings": False,
         "autodoc_member_order": "bysource",
         "autodoc_typehints_format": "short",
         "python_maximum_signature_line_length": 70,
@@ -422,7 +427,8 @@ def polish(app, page, template, context, doctree):
     def lines(m):
         return f'<span class="params">{m[1].replace("<dd>", "<span>").replace("</dd>", "</span>")}</span>'
 
-    context["body"] = re.sub(r'<dl>\n((?:<dd><em class="sig-param">.*?</dd>\n)+)</dl>', lines, context.get("body") or "")
+    context["body"] = re.sub(r'(href="[^"#]+)#"', r'\1"', context.get("body") or "")
+    context["body"] = re.sub(r'<dl>\n((?:<dd><em class="sig-param">.*?</dd>\n)+)</dl>', lines, context["body"])
 
 
 def setup(app):
