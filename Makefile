@@ -13,7 +13,7 @@ MINOR  := $(shell sed -n 's/^requires-python = ">=3\.\([0-9]*\)"/\1/p' pyproject
 FACTS  := settings.ini constraints.txt setup.py pyproject.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help run test prepare install dev lab docs docs-serve audit clean
+.PHONY: help run test prepare install dev lab docs docs-serve slides audit clean
 .DELETE_ON_ERROR:
 
 help:  ## this list

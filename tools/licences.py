@@ -14,6 +14,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 FREE = r"MIT|BSD|Apache|ISC|PSF|Python|MPL|Mozilla|Unlicense|CC0|HPND|Zlib|0BSD|LGPL|Public Domain|ZPL|CNRI"
 KNOWN = {"axe-playwright-python": "MIT"}  # name: licence, for packages whose metadata are silent; each read in the package's own licence file
+CARRIED = {"sphinx-revealjs": "carries reveal.js 5.2.0: MIT"}  # name: what a package brings of others that we pass on, as its own files say
 
 
 def licence(name):
