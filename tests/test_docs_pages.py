@@ -247,3 +247,12 @@ def test_binders_scripts_are_scripts():
 
 def test_make_lists_the_slides():
     assert re.search(r"^slides: .*## ", text_of(ROOT / "Makefile"), re.M)
+
+
+def test_every_row_on_failures_names_a_test_that_exists():
+    rows = [line for line in text_of(ROOT / "docs" / "failures.md").splitlines() if line.startswith("| ") and not line.startswith(("| what", "| ---"))]
+    defined = {node.name for p in (ROOT / "tests").glob("*.py") for node in ast.walk(ast.parse(text_of(p))) if isinstance(node, ast.FunctionDef)}
+    assert len(rows) >= 20
+    for row in rows:
+        named = re.findall(r"`(test_\w+)`", row)
+        assert named and not set(named) - defined, row
