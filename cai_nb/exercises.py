@@ -44,14 +44,15 @@ class Exercise:
     answer: object       # the arguments -> what is right
     mistakes: dict = field(default_factory=dict)  # sentence that names a mistake -> the function that makes it
     tolerance: float = 1e-4
+    draws: int = 5       # inputs to a check; more where a mistake shows on few of them
 
 EXERCISES = {}  # name -> Exercise
 
-def exercise(name: str, notebook: str, inputs, mistakes=None, tolerance: float = 1e-4):
+def exercise(name: str, notebook: str, inputs, mistakes=None, tolerance: float = 1e-4, draws: int = 5):
     "Decorator: the function is the right answer to the exercise `name`"
     def keep(answer):
         if name in EXERCISES and EXERCISES[name].notebook != notebook: raise ExerciseError(f"two exercises are called {name!r}.")
-        EXERCISES[name] = Exercise(name, notebook, inputs, answer, dict(mistakes or {}), tolerance)
+        EXERCISES[name] = Exercise(name, notebook, inputs, answer, dict(mistakes or {}), tolerance, draws)
         return answer
     return keep
 
@@ -94,10 +95,11 @@ def find(name: str) -> Exercise:
 # %% ../nbs/13_exercises.ipynb #e1300015
 def check(name: str,         # of the exercise, as it stands in the notebook
           attempt,           # your function
-          draws: int = 5,    # fresh inputs to try
+          draws=None,        # fresh inputs to try; None: as many as the exercise wants
           seed=None) -> Verdict:  # of these inputs; None: other ones each time
     "Work the answer out anew on fresh inputs and compare; a mistake that people often make is named"
     ex, rng = find(name), np.random.default_rng(seed)
+    draws = draws or ex.draws
     if not callable(attempt): raise ExerciseError(f"check({name!r}, …) takes your function itself, not what it returns: leave the brackets off.")
     cases = [ex.inputs(rng) for _ in range(draws)]
     wants = [ex.answer(*copy.deepcopy(c)) for c in cases]
