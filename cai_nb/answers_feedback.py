@@ -270,8 +270,7 @@ def soft_metrics(p, label): return _three(p, label)
 
 # %% ../nbs/13b_answers_feedback.ipynb #27b46b95
 def _bin_inputs(rng):
-    p = rng.uniform(.02, .98, 16).round(2)
-    p = np.where(p == .5, .51, p)
+    p = rng.uniform(.02, .98, 16).round(2) + .003  # off the edges of 3, 4 or 5 bins, and never one half
     return p, np.clip(p + rng.normal(0, .25, 16), .02, .98).round(2), int(rng.integers(3, 6))
 
 def _bins(p, label, bins):

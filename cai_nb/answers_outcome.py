@@ -214,7 +214,7 @@ def _shares(rows, evasive, over, whole=False):
 def refusal_shares(answers): return _shares(answers, lambda d, e: d and not e, lambda d, e: d)
 
 # %% ../nbs/13d_answers_outcome.ipynb #30ad8175
-_ENDINGS = ["Soak it overnight. Shall I say how?", "Why does it rust? Because of the salt.", "I can look that up. (Shall I?)", "It is north of here.\n",
+_ENDINGS = ["Soak it overnight. Shall I say how?", "Why does it rust? Because of the salt.", "I can look that up. (“Shall I?”)", "It is north of here.\n",
             "What would you like to know?\n", "Ask him: “Is it yours?” Then wait.", "That depends (does it matter?) on the season.", "Is it broken? "]
 
 def _asking_inputs(rng): return [_ENDINGS[i] for i in [*rng.permutation(8)[:4], 1, 2, 4]],
@@ -239,7 +239,7 @@ def _drawn_means(values, prompts, drawn):
     return sums[drawn].sum(1)/sizes[drawn].sum(1)
 
 @exercise("prompt_interval", "09_evaluation", _interval_inputs, {
-    "that draws answers: those to one prompt go together, so the interval is too narrow":
+    "the numbers in `drawn` are prompts', and were read as answers': a prompt that is drawn brings all its answers along":
         lambda values, prompts, drawn: _ends(np.asarray(values)[drawn].mean(1)),
     "these are means of the prompts' means; the mean in question is over all values":
         lambda values, prompts, drawn: _ends((np.bincount(prompts, values)/np.bincount(prompts))[drawn].mean(1)),

@@ -185,6 +185,8 @@ def _both(new, ref, mask, a=_a_completion): return a(_math().kl_k1(new, ref), ma
     "padding drifts too here": lambda new, ref, m: _both(new, ref, m | True),
     "policy and reference are exchanged": lambda new, ref, m: _both(ref, new, m),
     "the exponent of k3 has the wrong sign: the samples are the policy's, so it is e to the −k1":
+        lambda new, ref, m: (_both(new, ref, m)[0], _a_completion((new - ref).expm1() + (new - ref), m)),
+    "that is k3 of the exchanged ratio, e^k1 − 1 − k1: the samples are the policy's, so it is e^(−k1) − 1 + k1":
         lambda new, ref, m: (_both(new, ref, m)[0], _a_completion((new - ref).expm1() - (new - ref), m)),
     "k3 adds k1, it does not subtract it": lambda new, ref, m: (_both(new, ref, m)[0], _a_completion((ref - new).expm1() - (new - ref), m)),
     "that is the sum over all completions; log their mean": lambda *a: _both(*a, a=lambda x, m: x.where(m, 0).sum().item())})
@@ -225,7 +227,7 @@ def _foreseen_inputs(rng):
 def _var(x): return x.var(unbiased=False)
 
 @exercise("foreseen", "08a_ppo_trainer", _foreseen_inputs, {
-    "that is the mean squared error over the variance; a constant offset is forgiven": lambda v, ret, m: 1 - (ret - v)[m].square().mean()/_var(ret[m]),
+    "the mean square of the error was taken for its variance; a constant offset is forgiven": lambda v, ret, m: 1 - (ret - v)[m].square().mean()/_var(ret[m]),
     "padding was counted": lambda v, ret, m: 1 - _var(ret - v)/_var(ret),
     "divided by the variance of the values; it is that of the returns": lambda v, ret, m: 1 - _var((ret - v)[m])/_var(v[m]),
     "that is the unexplained part: take it from 1": lambda v, ret, m: _var((ret - v)[m])/_var(ret[m]),
