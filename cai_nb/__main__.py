@@ -404,7 +404,7 @@ def blind_command(args):
     print(f"When it is filled in: cai-nb blind {shlex.quote(str(args.answers))} --marks {shlex.quote(str(marks))}")
     return 0
 
-
+# %% ../nbs/10c_command.ipynb #18735ca1
 def compare_command(args):
     "Two runs"
     from cai_nb.reading import comparison_text
@@ -422,7 +422,7 @@ def figures_command(args):
         raise RunError("no figure could be drawn; the lines above say what each of them is missing")
     return 0
 
-
+# %% ../nbs/10c_command.ipynb #18735ca3
 def exercises_command(args):
     "Notebooks for a class"
     from cai_nb.exercises import make_notebooks
@@ -442,7 +442,7 @@ def bundle_command(args):
     bundle(args.out, note=say)
     return 0
 
-
+# %% ../nbs/10c_command.ipynb #18735ca5
 HANDLERS = {
     "recipe": recipe_command,
     "warm-up": warm_up_command,

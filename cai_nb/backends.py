@@ -119,6 +119,7 @@ def server_parts(name: str):
         raise ModelError("a server's address holds no key or password; put the key into CAI_NB_API_KEY.")
     return urlunsplit(parts).rstrip("/"), model
 
+# %% ../nbs/02a_backends.ipynb #b00000a2
 class ServerModel(Remote):
     "The three verbs from a server that speaks the OpenAI protocol"
     def __init__(self,
@@ -142,48 +143,57 @@ class ServerModel(Remote):
     def encode(self, prompts, *args, **kwargs):
         if self.tokenizer is None: return [check_dialogue(p) for p in prompts]
         return super().encode(prompts, *args, **kwargs)
-
-    def _safe(self, e) -> str:
-        "An error in one line, without the key"
-        text = " ".join(str(e).split())
-        return (text.replace(self._key, "…") if self._key else text)[:300]  # cut last: half a key is a secret too
-    def _ask(self, request, read):
-        "`read(request())`; the client tries again by itself, and an answer that cannot be read is asked for as often"
-        import openai
-        for k in range(self.retries + 1):
-            if k: self._wait(k - 1)
-            try: answer = request()
-            except openai.AuthenticationError: raise ModelError(f"{self.id} refuses the key; put a valid one into CAI_NB_API_KEY.") from None
-            except openai.APIStatusError as e: raise ModelError(f"{self.id} refused with status {e.status_code}: {self._safe(e)}") from None
-            except openai.APITimeoutError:
-                raise ModelError(f"{self.id} did not answer in time, {self.retries + 1} times; what is done is kept, start again.") from None
-            except openai.APIConnectionError as e:
-                why = self._safe(e.__cause__ or e)
-                raise ModelError(f"{self.id} cannot be reached ({why}); what is done is kept, start again when it is up.") from None
-            except (openai.APIError, ValueError) as e: wrong = e  # no JSON
-            else:
-                try: return read(answer)
-                except (AttributeError, TypeError, IndexError, KeyError, ValueError) as e: wrong = e  # JSON of another shape
-        raise ModelError(f"{self.id} answers, but not in the OpenAI protocol ({type(wrong).__name__}: {self._safe(wrong)}).") from None
-    def _wait(self, k: int):
-        "As long as the client waits after its k-th try"
-        time.sleep(min(0.5*2**k, 8))
-    def _all(self, jobs, desc):
-        "Results of functions, in order, `concurrency` at a time; the first error stops what has not begun"
-        bar, out, stop = progress(None, total=len(jobs), desc=desc, unit="request"), [None]*len(jobs), threading.Event()
-        def one(i):
-            if stop.is_set(): return
-            try: out[i] = jobs[i]()
-            except BaseException: stop.set(); raise
-            bar.update(1)
-        try:
-            with ThreadPoolExecutor(max(1, self.concurrency)) as pool:
-                try: list(pool.map(one, range(len(jobs))))
-                except BaseException: stop.set(); raise  # Ctrl-C arrives here, not in a thread
-        finally: bar.close()
-        return out
     def _text(self, dialogue, prefix="") -> str:
         return render(dialogue, self.tokenizer, add_generation_prompt=True) + prefix
+
+# %% ../nbs/02a_backends.ipynb #b00000a4
+@patch
+def _safe(self: ServerModel, e) -> str:
+    "An error in one line, without the key"
+    text = " ".join(str(e).split())
+    return (text.replace(self._key, "…") if self._key else text)[:300]  # cut last: half a key is a secret too
+
+@patch
+def _ask(self: ServerModel, request, read):
+    "`read(request())`; the client tries again by itself, and an answer that cannot be read is asked for as often"
+    import openai
+    for k in range(self.retries + 1):
+        if k: self._wait(k - 1)
+        try: answer = request()
+        except openai.AuthenticationError: raise ModelError(f"{self.id} refuses the key; put a valid one into CAI_NB_API_KEY.") from None
+        except openai.APIStatusError as e: raise ModelError(f"{self.id} refused with status {e.status_code}: {self._safe(e)}") from None
+        except openai.APITimeoutError:
+            raise ModelError(f"{self.id} did not answer in time, {self.retries + 1} times; what is done is kept, start again.") from None
+        except openai.APIConnectionError as e:
+            why = self._safe(e.__cause__ or e)
+            raise ModelError(f"{self.id} cannot be reached ({why}); what is done is kept, start again when it is up.") from None
+        except (openai.APIError, ValueError) as e: wrong = e  # no JSON
+        else:
+            try: return read(answer)
+            except (AttributeError, TypeError, IndexError, KeyError, ValueError) as e: wrong = e  # JSON of another shape
+    raise ModelError(f"{self.id} answers, but not in the OpenAI protocol ({type(wrong).__name__}: {self._safe(wrong)}).") from None
+
+@patch
+def _wait(self: ServerModel, k: int):
+    "As long as the client waits after its k-th try"
+    time.sleep(min(0.5*2**k, 8))
+
+# %% ../nbs/02a_backends.ipynb #b00000a6
+@patch
+def _all(self: ServerModel, jobs, desc):
+    "Results of functions, in order, `concurrency` at a time; the first error stops what has not begun"
+    bar, out, stop = progress(None, total=len(jobs), desc=desc, unit="request"), [None]*len(jobs), threading.Event()
+    def one(i):
+        if stop.is_set(): return
+        try: out[i] = jobs[i]()
+        except BaseException: stop.set(); raise
+        bar.update(1)
+    try:
+        with ThreadPoolExecutor(max(1, self.concurrency)) as pool:
+            try: list(pool.map(one, range(len(jobs))))
+            except BaseException: stop.set(); raise  # Ctrl-C arrives here, not in a thread
+    finally: bar.close()
+    return out
 
 # %% ../nbs/02a_backends.ipynb #b000000b
 @patch

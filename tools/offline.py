@@ -24,11 +24,11 @@ def closed(home):
                              "HF_HOME": str(home / "hub"), "CAI_NB_QUIET": "1"}
 
 
-def install(out, *words):
-    "Run the bundle's own script with the network closed; its text"
+def install(out, **more):
+    "Run the bundle's own script with the network closed, and with `more` in its environment; its text"
     home = Path(out, "home")
     home.mkdir(exist_ok=True)
-    done = subprocess.run([sys.executable, str(Path(out, "install.py")), *words], env=closed(home), capture_output=True, text=True)
+    done = subprocess.run([sys.executable, str(Path(out, "install.py"))], env=closed(home) | more, capture_output=True, text=True)
     if done.returncode:
         sys.exit(f"the bundle did not install:\n{done.stdout}{done.stderr}")
     return done.stdout
