@@ -22,7 +22,7 @@ import yaml
 from .backends import ServerModel, option_row, token_row
 from .constitution import rng
 from .dialogue import Html, escape, visible
-from .evaluation import agreement, bootstrap, distinct, elo, paired_difference, prob_better
+from .evaluation import agreement, bootstrap, distinct, paired_difference, prob_better
 from .exercises import exercise
 from .figures import as_elo
 from .pipeline import RunError, largest_divisor
@@ -250,11 +250,14 @@ def prompt_interval(values, prompts, drawn): return _ends(_drawn_means(values, p
 def _wins_inputs(rng):
     k = int(rng.integers(3, 5))
     s, noise = rng.normal(0, .8, k), np.triu(rng.normal(0, .9, (k, k)), 1)
-    return (1/(1 + np.exp(-(s[:, None] - s[None, :] + noise - noise.T).clip(-4, 4)))).round(3),
+    return (1/(1 + np.exp(-(s[:, None] - s[None, :] + noise - noise.T).clip(-3, 3)))).round(3),
 
-def _fitted(won):
-    won = np.asarray(won)
-    return np.array([e.mean for e in elo({(a, b): won[a, b:b + 1] for a in range(len(won)) for b in range(a + 1, len(won))}, draws=0).values()])
+def _fitted(won):  # Newton's method, exact to the last digit: `elo` has a weak prior, which shows where few verdicts are fitted
+    won = np.asarray(won); s = np.zeros(len(won))
+    for _ in range(30):
+        p = 1/(1 + np.exp(s[None, :] - s[:, None])); w = p*(1 - p)
+        s += np.linalg.lstsq(np.diag(w.sum(1)) - w, (won - p).sum(1), rcond=None)[0]
+    return (s - s[0])*400/np.log(10)
 
 def _pairwise(won):
     points = np.log10(won/(1 - np.asarray(won)))*400

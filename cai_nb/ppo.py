@@ -4,13 +4,15 @@
 
 # %% auto #0
 __all__ = ['PROMPTS', 'ROLLOUT', 'SHUFFLE', 'SAMPLES', 'EVALUATION', 'LEARNT', 'CURVES', 'selective_logprobs', 'ValueHead',
-           'policy_forward', 'set_critic', 'attach_value_head', 'ValueModel', 'sample_tokens', 'sample_continuous',
-           'VLLMSampler', 'ModelReward', 'as_messages', 'reward_function', 'call_reward', 'PPOConfig', 'prompt_order',
-           'plan', 'collate', 'no_dropout', 'stop_ids', 'prepare_policy', 'shard_like_policy', 'gathered',
-           'RolloutBoundary', 'draw_curves', 'in_notebook', 'LiveCurves', 'PPOTrainer', 'last_checkpoint']
+           'policy_forward', 'set_critic', 'attach_value_head', 'ValueModel', 'sample_tokens', 'folded',
+           'sample_continuous', 'VLLMSampler', 'ModelReward', 'as_messages', 'reward_function', 'call_reward',
+           'PPOConfig', 'prompt_order', 'plan', 'collate', 'no_dropout', 'stop_ids', 'prepare_policy',
+           'shard_like_policy', 'gathered', 'RolloutBoundary', 'draw_curves', 'in_notebook', 'LiveCurves', 'PPOTrainer',
+           'last_checkpoint']
 
 # %% ../nbs/08a_ppo_trainer.ipynb #a8f08a03
 import csv, functools, inspect, json, logging, math, time, warnings
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -158,6 +160,27 @@ def sample_tokens(
     ids = torch.tensor([[pad]*(width - len(p)) + list(p) for p in prompts], device=model.device)
     mask = torch.tensor([[0]*(width - len(p)) + [1]*len(p) for p in prompts], device=model.device)
     return write_on(model, ids, mask, uniforms, stops, pad, temperature)
+
+# %% ../nbs/08a_ppo_trainer.ipynb #f01ded01
+def _adapted(model):
+    "The layers that the policy's adapter corrects; a critic's are not among them"
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    return [m for name, m in model.named_modules() if isinstance(m, BaseTunerLayer) and "value_head." not in name]
+
+@contextmanager
+def folded(model):  # with LoRA layers somewhere inside; left as it is where there are none or their weights are not float32
+    "Adapters folded into the weights: W + BA in place of two products. The weights come back to the last bit"
+    layers = _adapted(model)
+    weights = [m.get_base_layer().weight for m in layers]
+    if not layers or any(w.dtype != torch.float32 for w in weights): yield model; return
+    kept = [w.detach().clone() for w in weights]
+    try:
+        with torch.no_grad():
+            for m in layers: m.merge()
+        yield model
+    finally:
+        with torch.no_grad():
+            for m, w, was in zip(layers, weights, kept): m.unmerge(); w.copy_(was)
 
 # %% ../nbs/08a_ppo_trainer.ipynb #a8f08c02
 def sample_continuous(model, prompts, seed: int, max_new_tokens: int, stops, pad: int, temperature: float = 1.0):
@@ -411,10 +434,9 @@ def shard_like_policy(model, accelerator):
     if getattr(accelerator.state, "fsdp_plugin", None) is not None: return prepare_fsdp(model, accelerator)
     return model
 
-def gathered(model, accelerator):
-    "A context in which `generate` works on a sharded model"
-    from contextlib import nullcontext
-    if not (getattr(accelerator.state, "deepspeed_plugin", None) or getattr(accelerator.state, "fsdp_plugin", None)): return nullcontext()
+def gathered(model, accelerator, policy):
+    "A context in which the policy writes: put together where it is sharded, folded where it is not"
+    if not (getattr(accelerator.state, "deepspeed_plugin", None) or getattr(accelerator.state, "fsdp_plugin", None)): return folded(policy)
     from trl.models.utils import unwrap_model_for_generation
     return unwrap_model_for_generation(model, accelerator)
 
@@ -544,7 +566,7 @@ def sample(self: PPOTrainer, batch, key) -> list:
     if args.sampler == "vllm":
         self.vllm = self.vllm or VLLMSampler(self, **args.vllm_settings or {})
         return self.vllm.sample(prompts, self.state.global_step)
-    with gathered(self.model_wrapped, self.accelerator):
+    with gathered(self.model_wrapped, self.accelerator, self.policy):
         if args.sampler == "continuous":
             seed = int(np.random.default_rng((args.seed, *key, args.process_index)).integers(2**31))
             return sample_continuous(self.policy, prompts, seed, args.max_completion_length, self.stops, pad, args.temperature)

@@ -275,6 +275,39 @@ def test_the_first_ratio_is_exactly_one(tmp_path, adapter):
     assert seen[0] and seen[4] and not all(seen)  # the first update of both rollouts; later ones have moved
 
 
+def test_an_adapter_is_folded_while_the_policy_writes_and_the_weights_come_back_to_the_last_bit(tmp_path):
+    run = trainer(tmp_path, peft_config=lora(), value_model=None)
+    for n, p in run.model.named_parameters():
+        if "lora_B" in n: torch.nn.init.normal_(p, std=0.5)
+    before, seen = parameters(run), []
+
+    def spy(model, *args):
+        seen.append(max((p - before["base_model.model." + n]).abs().max().item() for n, p in model.named_parameters() if n.endswith("base_layer.weight")))
+        return sample(model, *args)
+    sample, ppo.sample_tokens = ppo.sample_tokens, spy
+    try: rows = run.rollout(0)
+    finally: ppo.sample_tokens = sample
+    assert seen and min(seen) > 0.1  # folded, every time
+    assert farthest(parameters(run), before) == 0  # and put back
+    for r in rows:  # the text is the policy's own: what it writes unfolded, from the same numbers
+        u = np.random.default_rng((run.args.seed, ppo.ROLLOUT, 0, r["row"])).random((1, run.args.max_completion_length))
+        assert sample(run.policy.eval(), [r["prompt_ids"]], u, run.stops, 0, 1.0) == [r["completion_ids"]]
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_weights_are_folded_in_float32_alone_and_come_back_after_an_error_too(dtype):
+    from peft import get_peft_model
+    model = get_peft_model(language_model(tokenizer()).to(getattr(torch, dtype)), lora())
+    for n, p in model.named_parameters():
+        if "lora_B" in n: torch.nn.init.normal_(p, std=0.5)
+    weight = next(p for n, p in model.named_parameters() if n.endswith("base_layer.weight"))
+    before = weight.detach().clone()
+    with pytest.raises(KeyboardInterrupt), ppo.folded(model):
+        assert torch.equal(weight, before) == (dtype == "bfloat16")
+        raise KeyboardInterrupt
+    assert torch.equal(weight, before) and not any(m.merged for m in ppo._adapted(model))
+
+
 def parameters(run): return {n: p.detach().clone() for n, p in run.model.named_parameters()}
 
 
