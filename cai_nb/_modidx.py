@@ -968,6 +968,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'cai_nb.model.file_sha256': ('model.html#file_sha256', 'cai_nb/model.py'),
                               'cai_nb.model.for_batches': ('model.html#for_batches', 'cai_nb/model.py'),
                               'cai_nb.model.give_back': ('model.html#give_back', 'cai_nb/model.py'),
+                              'cai_nb.model.in_four_bits': ('model.html#in_four_bits', 'cai_nb/model.py'),
                               'cai_nb.model.load_pretrained': ('model.html#load_pretrained', 'cai_nb/model.py'),
                               'cai_nb.model.lora_config': ('model.html#lora_config', 'cai_nb/model.py'),
                               'cai_nb.model.model_folder': ('model.html#model_folder', 'cai_nb/model.py'),

@@ -7,7 +7,7 @@ __all__ = ['WHEEL', 'WHEEL_SHA256', 'GGUF_SHA256', 'HUB_TWIN', 'LINEAR', 'ModelE
            'default_model', 'best_device', 'best_dtype', 'FromUniform', 'token_at', 'row_uniforms', 'row_seed',
            'quiet_loading', 'Completion', 'Score', 'model_folder', 'model_id', 'load_pretrained', 'give_back',
            'sorted_batches', 'for_batches', 'LanguageModel', 'RoomyLayer', 'plain_attention', 'write_on',
-           'shared_beginnings', 'token_logprobs', 'lora_config', 'per_process', 'trainer_defaults']
+           'shared_beginnings', 'token_logprobs', 'lora_config', 'per_process', 'trainer_defaults', 'in_four_bits']
 
 # %% ../nbs/02_model.ipynb #7227133b
 import copy, ctypes, functools, hashlib, json, os, shutil, subprocess, sys, tempfile, zipfile
@@ -598,3 +598,19 @@ def trainer_defaults() -> dict:
     return dict(use_cpu=cpu, bf16=False, gradient_checkpointing=False, report_to=[], dataloader_pin_memory=not cpu,
                 disable_tqdm=bool(os.environ.get("CAI_NB_QUIET")), save_strategy="no", logging_strategy="steps",
                 ddp_backend="gloo" if cpu and int(os.environ.get("WORLD_SIZE", 1)) > 1 else None)
+
+# %% ../nbs/02_model.ipynb #4b170002
+def in_four_bits(model):
+    "The linear maps of a model's layers in 4 bits (NF4), in place, for adapters to be trained on (needs bitsandbytes)"
+    try: import bitsandbytes as bnb
+    except ImportError as e:
+        raise ModelError(f"model.four_bit needs bitsandbytes ({e}); install it with: pip install bitsandbytes (the extra cai_nb[qlora])") from None
+    for parent in list(model.modules()):
+        for name, linear in list(parent.named_children()):
+            if name not in LINEAR or type(linear) is not torch.nn.Linear: continue
+            packed = bnb.nn.Linear4bit(linear.in_features, linear.out_features, linear.bias is not None, linear.weight.dtype, quant_type="nf4", device="meta")
+            packed.weight, packed.bias = bnb.nn.Params4bit(linear.weight.data, requires_grad=False, quant_type="nf4"), linear.bias
+            packed.support_avx512bf16_for_cpu = False  # on a CPU it would repack itself for inference at the first answer, and pass no gradient from then on
+            setattr(parent, name, packed.to(linear.weight.device))  # this is where it is rounded
+    model.is_loaded_in_4bit = True  # by this PEFT knows which kind of adapter layer to take
+    return model

@@ -722,6 +722,7 @@ def sft_stage(run, folder):
         lora_rank=s.lora_rank,
         lora_share=s.lora_share,
         max_length=s.max_length,
+        four_bit=run.recipe.model.four_bit,
         seed=run.recipe.seed,
     )
     metrics = together(finetune, name, examples, folder / "model", settings)[0]
@@ -880,6 +881,7 @@ def preference_stage(run, folder):
         lora_rank=p.lora_rank,
         lora_share=p.lora_share,
         max_length=p.max_length,
+        four_bit=run.recipe.model.four_bit,
         heldout=p.heldout,
         heads=p.heads,
         label=run.recipe.feedback.label,
@@ -950,13 +952,15 @@ def learn_by_ppo(recipe, parts, prompts, reward, folder):
     "PPO as the recipe wants it, in every process that there is; gives back its log and its number of steps"
     from transformers import PrinterCallback
 
-    from cai_nb.model import lora_config
+    from cai_nb.model import in_four_bits, lora_config
     from cai_nb.ppo import PPOConfig, PPOTrainer
     from cai_nb.preference import PreferenceModel
     from cai_nb.prompts import Records
 
     o = recipe.ppo
     lm = load_model(recipe, *parts, dtype=None if o.lora_rank else "float32")
+    if recipe.model.four_bit:
+        in_four_bits(lm.model)
     adapter = lora_config(lm.model.config.num_hidden_layers, o.lora_rank, o.lora_share) if o.lora_rank else None
     data = [{**p, "prompt": [{"role": "user", "content": p["prompt"]}]} for p in prompts]
     args = PPOConfig(str(folder / "work"), **ppo_arguments(recipe))

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from .dialogue import CaiError, render
 from .judge import kind_of
-from .model import for_batches, load_pretrained, lora_config, per_process, trainer_defaults
+from .model import for_batches, in_four_bits, load_pretrained, lora_config, per_process, trainer_defaults
 
 # %% ../nbs/07_preference.ipynb #fe3849aa
 from trl import RewardConfig, RewardTrainer
@@ -193,6 +193,7 @@ class PreferenceSettings:
     lora_rank: int = 16             # 0: train every weight
     lora_share: float = 0.5         # share of the layers, from the top, that get an adapter
     max_length: int = 256           # tokens; a pair with a longer dialogue is left out, and counted
+    four_bit: bool = False          # train the adapter on a trunk in 4 bits (QLoRA)
     heldout: float = 0.2            # share of the prompts kept for the metrics, 0 to below 1
     label: str = "soft"             # "soft": the records' probabilities; "hard": 1 for every chosen response
     heads: str = "kind"             # "kind": a score for each kind of prompt, where there are pairs of both; "one": one for all
@@ -271,6 +272,7 @@ def train_preference_model(model_name: str,   # default, folder or hub id
     if not train:
         raise PreferenceError(f"none of {len(rows) + dropped} comparisons can be trained on: {dropped} are longer than "
                               f"max_length={s.max_length} tokens.")
+    if s.four_bit: in_four_bits(model)
     depth = model.config.num_hidden_layers
     lora = s.lora_rank and lora_config(depth, s.lora_rank, s.lora_share, task="SEQ_CLS", modules_to_save=["score"])
     steps = int(-(-len(train)//(s.batch_size*s.accumulation))*s.epochs)

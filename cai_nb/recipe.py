@@ -202,6 +202,7 @@ class ModelSection:
     dtype: str = option("auto", "auto takes what the machine does best", choices=("auto", "bfloat16", "float32"))
     device: str = option("auto", "auto, cpu, cuda or mps", choices=("auto", "cpu", "cuda", "mps"))
     engine: str = option("transformers", "what samples and labels; training is transformers' always", choices=("transformers", "vllm"))
+    four_bit: bool = option(False, "train adapters on weights rounded to 4 bits (QLoRA; needs bitsandbytes)")
 
 
 @dataclass(frozen=True)
@@ -551,6 +552,9 @@ def check_recipe(recipe, source="recipe"):
             f"{source}: ppo.prompts ({recipe.ppo.prompts}) must be a multiple of ppo.minibatches "
             f"({recipe.ppo.minibatches})"
         )
+    whole = [s for s in ("sft", "preference", "ppo") if not recipe[f"{s}.lora_rank"]]
+    if recipe.model.four_bit and whole:
+        raise RecipeError(f"{source}: weights in 4 bits (model.four_bit) cannot be trained themselves; give {whole[0]}.lora_rank an adapter's rank, such as 16")
     if recipe.feedback.clamp and not (
         len(recipe.feedback.clamp) == 2 and recipe.feedback.clamp[0] <= 0.5 <= recipe.feedback.clamp[1]
     ):

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 import torch
 from .dialogue import CaiError, assistant, defuse, render
-from .model import load_pretrained, lora_config, per_process, trainer_defaults
+from .model import in_four_bits, load_pretrained, lora_config, per_process, trainer_defaults
 
 # %% ../nbs/05_sft.ipynb #b301faae
 class TrainingError(CaiError):
@@ -63,6 +63,7 @@ class SFTSettings:
     lora_rank: int = 16              # 0: train every weight
     lora_share: float = 0.5          # share of the layers, from the top, that get an adapter
     max_length: int = 512            # tokens; a longer example is left out, and counted
+    four_bit: bool = False           # train the adapter on weights in 4 bits (QLoRA)
     seed: int = 0
 
 # %% ../nbs/05_sft.ipynb #7ec2f9ba
@@ -86,6 +87,7 @@ def finetune(model_name: str,     # default, folder or hub id
     model, tokenizer, ident = load_pretrained(model_name, adapter=adapter, dtype=None if settings.lora_rank else "float32")
     rows, dropped = training_rows(examples, tokenizer, settings.max_length)
     peft_config = lora_config(model.config.num_hidden_layers, settings.lora_rank, settings.lora_share) if settings.lora_rank else None
+    if settings.four_bit: in_four_bits(model)
     steps = -(-len(rows)//(settings.batch_size*settings.accumulation))*settings.epochs
     args = SFTConfig(output_dir=str(out), per_device_train_batch_size=per_process(settings.batch_size),
                      gradient_accumulation_steps=settings.accumulation,
