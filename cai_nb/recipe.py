@@ -718,7 +718,9 @@ def plan(
     n = shape.parameters
     cache = recipe.revision.batch_size * 4 * shape.layers * shape.kv_width * (
         recipe.machine.prompt_tokens + 2 * recipe.revision.max_tokens + 2 * REQUEST + recipe.revision.critique_tokens)
-    memory = (2 * 2 * n if lora else 2 * n + 16 * n) + cache + (3.5 * 2**30)
+    same = not recipe.critic.name and recipe.critic.adapter == "none"  # who criticises is who answers: one copy while sampling
+    copies = (2.6 if recipe.model.four_bit and same else 4) * n  # bytes; 0.6 a weight in 4 bits, with what is not rounded
+    memory = (copies if lora else 2 * n + 16 * n) + cache + (3.5 * 2**30)
     return {"rows": rows, "seconds": sum(r["seconds"] for r in rows), "flops": sum(r["flops"] for r in rows),
             "memory_gib": memory / 2**30, "disk_gib": disk_needed(recipe) / 2**30, "shape": shape, "hardware": machine}
 
@@ -788,7 +790,7 @@ def plan_text(recipe, hardware=None):
         "- a sampling step: the longest of 2N·batch / arithmetic rate, (2N bytes + cache) / bandwidth, "
         "layers × launch time",
         f"- {m.title}: {m.basis}",
-        "- memory: two copies of the weights (policy, preference model), key-value cache, 3.5 GiB for the rest; "
+        f"- memory: two copies of the weights (policy{' in 4 bits' * recipe.model.four_bit}, preference model), key-value cache, 3.5 GiB for the rest; "
         "16 bytes a weight more where all weights are trained",
     ]
     return "\n".join(lines)

@@ -11,7 +11,7 @@ from cai_nb.dialogue import assistant, user
 from cai_nb.model import LINEAR, LanguageModel, ModelError, in_four_bits, load_pretrained, lora_config
 from cai_nb.ppo import PPOConfig, PPOTrainer
 from cai_nb.preference import PreferenceModel, PreferenceSettings, train_preference_model
-from cai_nb.recipe import RecipeError, load_recipe
+from cai_nb.recipe import RecipeError, load_recipe, plan, plan_text
 from cai_nb.sft import SFTSettings, finetune
 
 WORDS = ("tea", "rain", "moss", "bread")
@@ -81,6 +81,14 @@ def test_ppo_trains_the_adapter_and_leaves_the_packed_weights_alone(folder, tmp_
     assert len(after) == len(before) and all(torch.equal(after[n], w) for n, w in before.items())
     moved = [p.abs().max().item() for n, p in trainer.policy.named_parameters() if "lora_B" in n]
     assert moved and max(moved) > 1e-3
+
+
+def test_its_recipe_is_planned_for_24_gigabytes():
+    recipe = load_recipe("qlora-7b")
+    full = load_recipe("qlora-7b", ["model.four_bit=false"])
+    assert recipe.model.four_bit and plan(recipe)["memory_gib"] < 24e9 / 2**30
+    assert plan(full)["memory_gib"] - plan(recipe)["memory_gib"] == pytest.approx(1.4 * 7.24e9 / 2**30)
+    assert "policy in 4 bits" in plan_text(recipe) and "policy in 4 bits" not in plan_text(full)
 
 
 def test_what_it_needs_is_said(folder, monkeypatch):
