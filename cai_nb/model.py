@@ -592,10 +592,11 @@ def per_process(batch_size: int) -> int:
     if batch_size % n: raise ModelError(f"a batch of {batch_size} does not divide among {n} processes; make it a multiple of {n}.")
     return batch_size//n
 
-def trainer_defaults() -> dict:
-    "Arguments for any `TrainingArguments` that fit the machine: no network reports, no half-precision flags on a CPU"
+def trainer_defaults(parameters: int = 0) -> dict:  # of the model that is trained
+    "Arguments for any `TrainingArguments` that fit the machine; on a GPU a large model's activations are made again, not kept"
     cpu = best_device() == "cpu"
-    return dict(use_cpu=cpu, bf16=False, gradient_checkpointing=False, report_to=[], dataloader_pin_memory=not cpu,
+    return dict(use_cpu=cpu, bf16=False, gradient_checkpointing=not cpu and parameters > 1e9, gradient_checkpointing_kwargs={"use_reentrant": False},
+                report_to=[], dataloader_pin_memory=not cpu,
                 disable_tqdm=bool(os.environ.get("CAI_NB_QUIET")), save_strategy="no", logging_strategy="steps",
                 ddp_backend="gloo" if cpu and int(os.environ.get("WORLD_SIZE", 1)) > 1 else None)
 

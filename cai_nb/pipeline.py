@@ -895,8 +895,8 @@ def preference_stage(run, folder):
     return save_metrics(folder, metrics, by_ai=len(comparisons), written=len(written))
 
 # %% ../nbs/10_pipeline.ipynb #9f3f16d7
-def ppo_arguments(recipe):
-    "Keyword arguments of `PPOConfig` from a recipe"
+def ppo_arguments(recipe, parameters=0):
+    "Keyword arguments of `PPOConfig` from a recipe, for a policy of that many weights"
     from cai_nb.distributed import processes
     from cai_nb.model import trainer_defaults
 
@@ -906,7 +906,7 @@ def ppo_arguments(recipe):
         raise RunError(f"{o.prompts} prompts a rollout in {o.minibatches} minibatches do not divide among {n} processes; "
                        f"set ppo.prompts to a multiple of {o.minibatches * n}")
     micro = largest_divisor(each, o.batch_size)
-    return trainer_defaults() | {
+    return trainer_defaults(parameters) | {
         "rollouts": o.updates,
         "per_device_train_batch_size": micro,
         "gradient_accumulation_steps": each // micro,
@@ -963,7 +963,7 @@ def learn_by_ppo(recipe, parts, prompts, reward, folder):
         in_four_bits(lm.model)
     adapter = lora_config(lm.model.config.num_hidden_layers, o.lora_rank, o.lora_share) if o.lora_rank else None
     data = [{**p, "prompt": [{"role": "user", "content": p["prompt"]}]} for p in prompts]
-    args = PPOConfig(str(folder / "work"), **ppo_arguments(recipe))
+    args = PPOConfig(str(folder / "work"), **ppo_arguments(recipe, lm.model.num_parameters()))
     trainer = PPOTrainer(lm, PreferenceModel.load(reward), args, data, peft_config=adapter, callbacks=[meter(o.updates)])
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(diary(trainer, Records(folder / "rollouts.jsonl")))

@@ -279,7 +279,7 @@ def train_preference_model(model_name: str,   # default, folder or hub id
     args = RewardConfig(output_dir=str(out), per_device_train_batch_size=per_process(s.batch_size), num_train_epochs=s.epochs,
                         gradient_accumulation_steps=s.accumulation, learning_rate=s.learning_rate,
                         lr_scheduler_type=s.schedule, warmup_steps=min(5, steps//4), max_length=None, seed=s.seed,
-                        train_sampling_strategy="group_by_length", logging_steps=max(1, steps//25), **trainer_defaults())
+                        train_sampling_strategy="group_by_length", logging_steps=max(1, steps//25), **trainer_defaults(model.num_parameters()))
     start, mine = time.time(), [rows[i] for i in train]
     if s.probe: _start_from_probe(PreferenceModel(model, tokenizer), mine, [kept[i] for i in train], s.seed)
     trainer = SoftRewardTrainer(model=model, args=args, train_dataset=Dataset.from_list(mine),

@@ -93,7 +93,7 @@ def finetune(model_name: str,     # default, folder or hub id
                      gradient_accumulation_steps=settings.accumulation,
                      num_train_epochs=settings.epochs, learning_rate=settings.learning_rate, lr_scheduler_type=settings.schedule,
                      warmup_steps=min(5, int(steps)//4), max_length=None, seed=settings.seed, train_sampling_strategy="group_by_length",
-                     logging_steps=max(1, int(steps)//25), dataset_kwargs={"skip_prepare_dataset": True}, **trainer_defaults())
+                     logging_steps=max(1, int(steps)//25), dataset_kwargs={"skip_prepare_dataset": True}, **trainer_defaults(model.num_parameters()))
     trainer = SFTTrainer(model=model, args=args, train_dataset=Dataset.from_list(rows), peft_config=peft_config, processing_class=tokenizer)
     trainer.remove_callback(PrinterCallback)  # the curve is kept, a line a step need not be printed
     start = time.time()
