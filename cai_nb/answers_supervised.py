@@ -11,6 +11,7 @@ __all__ = ['from_sharegpt', 'assistant_turns', 'chatml', 'both_texts', 'weighted
 
 # %% ../nbs/13a_answers_supervised.ipynb #e13a0002
 import hashlib, json, random, re
+from collections import Counter
 import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
@@ -29,17 +30,25 @@ def _say(g, n): return " ".join(g.choice(_WORDS, int(n), replace=False).tolist()
 # %% ../nbs/13a_answers_supervised.ipynb #49039066
 def _sharegpt(g):
     rows = [{"from": "system", "value": _say(g, 3)}] if g.random() < .9 else []
-    return (rows + [{"from": ("human", "gpt")[i % 2], "value": _say(g, 4)} for i in range(g.integers(2, 6))],)
+    first = int(g.random() < .5)  # cut in front: the conversation begins with an answer
+    return (rows + [{"from": ("human", "gpt")[i % 2], "value": _say(g, 4)} for i in range(first, g.integers(3, 7))],)
+
+def _alternate(rows):
+    head = from_sharegpt(rows[:1]) if rows[0]["from"] == "system" else []
+    return head + [{"role": ("user", "assistant")[i % 2], "content": r["value"]} for i, r in enumerate(rows[len(head):])]
 
 @exercise("from_sharegpt", "00_dialogue", _sharegpt, {
     "the roles are still called human and gpt, which no chat template knows":
         lambda rows: [{"role": r["from"], "content": r["value"]} for r in rows],
     "the role was guessed from the place: a system message in front makes the human's words the assistant's":
         lambda rows: [{"role": ("user", "assistant")[i % 2], "content": r["value"]} for i, r in enumerate(rows)],
+    "the role was guessed from the place: a conversation that begins with gpt has all its roles swapped": _alternate,
+    "the keys are still from and value: a message of ours has a role and a content":
+        lambda rows: [{"from": m["role"], "value": m["content"]} for m in from_sharegpt(rows)],
     "the system message became something that the human said":
         lambda rows: [{"role": "assistant" if r["from"] == "gpt" else "user", "content": r["value"]} for r in rows],
     "the system message is lost":
-        lambda rows: [m for m in from_sharegpt(rows) if m["role"] != "system"]})
+        lambda rows: [m for m in from_sharegpt(rows) if m["role"] != "system"]}, draws=12)
 def from_sharegpt(rows):
     roles = {"system": "system", "human": "user", "gpt": "assistant"}
     return [{"role": roles[r["from"]], "content": r["value"]} for r in rows]
@@ -50,6 +59,7 @@ def _transcript(g):
     for i in range(g.integers(2, 4)):
         text += f"\n\nHuman: What does Assistant: {_say(g, 3)} mean, and what does Human: {_say(g, 2)}?"
         text += "\n\nAssistant: " + "\n\n".join(_say(g, 4) for _ in range(2 if i == 0 else g.integers(1, 4)))
+        text += f"\n\n{g.choice(['Human', 'Assistant'])} {_say(g, 3)}"
     return (text + ("\n\nAssistant:" if g.random() < .9 else ""),)
 
 def _turns(text, mark=r"\n\n(Human|Assistant):", who="Assistant"):
@@ -61,6 +71,8 @@ def _turns(text, mark=r"\n\n(Human|Assistant):", who="Assistant"):
         lambda text: [p[10:].strip() for p in text.split("\n\n") if p.startswith("Assistant:") and p != "Assistant:"],
     "a name in the middle of a sentence was taken for a turn: it opens one only after a blank line":
         lambda text: [t for t in _turns(text, "(Human|Assistant):") if t],
+    "a paragraph that begins with one of the names was taken for a turn: the colon belongs to the mark":
+        lambda text: [t for t in (t.lstrip(":").strip() for t in _turns(text, r"\n\n(Human|Assistant)")) if t],
     "the open turn at the end was counted: nothing has been said there yet": lambda text: _turns(text),
     "that is what the human said": lambda text: _turns(text, who="Human")})
 def assistant_turns(text): return [t for t in _turns(text) if t]
@@ -122,6 +134,8 @@ def _sizes(g):
         lambda sizes, weights: [w/sum(a*b for a, b in zip(sizes, weights)) for w in weights],
     "that is the chance of the whole constitution, and one of its principles has only a part of it":
         lambda sizes, weights: [w/sum(weights) for w in weights],
+    "all principles went into one pot, and the weights with which an ensemble was made play no part":
+        lambda sizes, weights: [1/sum(sizes)]*len(sizes),
     "the weights play no part": lambda sizes, weights: [1/len(sizes)/n for n in sizes],
     "a weight is no probability yet: divide by the sum of all": lambda sizes, weights: [w/n for n, w in zip(sizes, weights)]})
 def principle_chances(sizes, weights): return [w/sum(weights)/n for n, w in zip(sizes, weights)]
@@ -135,8 +149,13 @@ def _one_generator(names, prompts, rounds, seed):
     one = random.Random(seed)
     return {p: [one.choice(names) for _ in range(rounds)] for p in prompts}
 
+def _one_each(names, prompts, rounds, seed):
+    each = {p: rng(p, seed=seed) for p in prompts}
+    return {p: [each[p].choice(names) for _ in range(rounds)] for p in prompts}
+
 @exercise("keyed_draws", "01_constitution", _run_of_draws, {
     "one generator for the whole run: a draw then depends on how many came before it": _one_generator,
+    "one generator for each prompt: its round 2 can only be drawn after its round 1; give each draw its own": _one_each,
     "the round is no part of the key: a prompt meets the same principle every time":
         lambda names, prompts, rounds, seed: {p: [rng(p, seed=seed).choice(names)]*rounds for p in prompts},
     "the prompt is no part of the key: all prompts meet the same principles":
@@ -161,6 +180,10 @@ def _without(constitution, *keys): return [{k: v for k, v in p.items() if k not 
     "name and description are in it: a new name is no new constitution": lambda constitution: _twelve(constitution),
     "the exemplars were left out: they shape what a critic writes as much as the principle does":
         lambda constitution: _twelve(_without(constitution, "exemplars")),
+    "ids or titles were left out: a record names its principle by the id, so they belong to it":
+        lambda constitution: _twelve(_without(constitution, "id", "title")),
+    "the list goes in as it stands: a new dict around it is another text":
+        lambda constitution: _twelve({"principles": constitution["principles"]}),
     "the keys were not sorted: the same principle typed in another order would get another fingerprint":
         lambda constitution: _twelve(constitution["principles"], sort=False),
     "only the ids are in it: a principle could be turned into its opposite unseen":
@@ -180,7 +203,9 @@ def _names_and_prompts(g):
         lambda names, prompts: [max(names, key=lambda name: digest(p)) for p in prompts],
     "the prompt is no part of the digest: one principle wins every time":
         lambda names, prompts: [max(names, key=lambda name: digest(name)) for p in prompts],
-    "the smallest number won: as good a rule, but not the one that the records were made by":
+    "the digest was taken of the prompt and then the name: as good a rule, but here the name comes first":
+        lambda names, prompts: [max(names, key=lambda name: digest(p, name)) for p in prompts],
+    "the smallest number won: as good a rule, but here the largest wins":
         lambda names, prompts: [min(names, key=lambda name: digest(name, p)) for p in prompts]})
 def rendezvous(names, prompts): return [max(names, key=lambda name: digest(name, p)) for p in prompts]
 
@@ -200,6 +225,7 @@ def _two_options(g): return _logits(g, 9), *g.choice(9, 2, replace=False).tolist
 @exercise("option_probability", "02_model", _two_options, {
     "the whole vocabulary is below the line: only the two options count": lambda logits, a, b: logits.softmax(-1)[a],
     "that is the probability of b": lambda logits, a, b: logits[[a, b]].softmax(-1)[1],
+    "logits were divided by their sum: they are no probabilities, and may be negative": lambda logits, a, b: logits[a]/(logits[a] + logits[b]),
     "that says which one is likelier: how much likelier is lost": lambda logits, a, b: float(logits[a] > logits[b]),
     "the softmax was taken of probabilities: it wants logits or log-probabilities": lambda logits, a, b: logits.softmax(-1)[[a, b]].softmax(-1)[0]})
 def option_probability(logits, a, b): return logits[[a, b]].softmax(-1)[0]
@@ -237,7 +263,7 @@ def _seen(rows, pad): return [[int(t != pad) for t in r] for r in _padded(rows, 
     "the mask was read off the ids: it hides every end-of-turn token": lambda rows, pad: _padded(rows, pad, mask=_seen(rows, pad)),
     "mask and positions were read off the ids: both go wrong at every end-of-turn token": lambda rows, pad: _padded(
         rows, pad, mask=(m := _seen(rows, pad)), places=np.maximum(np.cumsum(m, 1) - 1, 0).tolist()),
-    "the padding is counted in the positions: a row's text would then depend on its neighbours": lambda rows, pad: _padded(
+    "the padding is counted in the positions: a row's place would then depend on its neighbours": lambda rows, pad: _padded(
         rows, pad, places=[list(range(max(map(len, rows))))]*len(rows)),
     "the first token's position is 0, not 1": lambda rows, pad: _padded(
         rows, pad, places=[[0]*(max(map(len, rows)) - len(r)) + list(range(1, len(r) + 1)) for r in rows])})
@@ -336,7 +362,8 @@ def stratified(prompts): return _by_category(prompts, _place)
 def _chains(g):
     texts = g.permutation([_say(g, 4) for _ in range(20)]).tolist()
     order = np.sort(g.permutation(20).reshape(5, 4)[:4], 1).tolist()  # four chains of four texts, and four texts alone
-    return texts, sorted([[a, b] for chain in order for a, b in zip(chain, chain[1:])], reverse=True), .5
+    ends, middles = [[a, b] for c in order for a, b in (c[:2], c[2:])], [c[1:3] for c in order]
+    return texts, g.permutation(ends).tolist() + g.permutation(middles).tolist(), .5  # two halves of a chain meet late
 
 def _labelled(texts, pairs, through=True):
     label = list(range(len(texts)))
@@ -345,14 +372,26 @@ def _labelled(texts, pairs, through=True):
         label = [new if (k == old if through else n == j) else k for n, k in enumerate(label)]
     return label
 
+def _first_group(texts, pairs):
+    label, groups = list(range(len(texts))), []
+    for i, j in pairs:
+        known = next((k for k in groups if i in k or j in k), None)
+        if known is None: groups.append({i, j})
+        else: known |= {i, j}
+    for group in reversed(groups):
+        for i in group: label[i] = min(group)
+    return label
+
 def _dealt(texts, label, share, who=min): return [_coin(who([t for t, k in zip(texts, label) if k == mine]), share) for mine in label]
 
 @exercise("split_groups", "03_prompts", _chains, {
     "each text was dealt out by itself: nearly the same question stands on both sides": lambda texts, pairs, share: [_coin(t, share) for t in texts],
     "likeness was not passed on: two texts that resemble a third one belong together":
         lambda texts, pairs, share: _dealt(texts, _labelled(texts, pairs, through=False), share),
+    "two groups that a later pair joins stayed two: a pair can make one group out of two":
+        lambda texts, pairs, share: _dealt(texts, _first_group(texts, pairs), share),
     "the first text of the file speaks for its group: sorting the file then changes sides":
-        lambda texts, pairs, share: _dealt(texts, _labelled(texts, pairs), share, lambda group: group[0])})
+        lambda texts, pairs, share: _dealt(texts, _labelled(texts, pairs), share, lambda group: group[0])}, draws=12)
 def split_groups(texts, pairs, share): return _dealt(texts, _labelled(texts, pairs), share)
 
 # %% ../nbs/13a_answers_supervised.ipynb #002e3527
@@ -390,6 +429,10 @@ def _of(prompt, steps, r, answer=-1, first=0, second=0):
     "critique and revision ask by two principles: one round has one": lambda prompt, steps, r: _of(prompt, steps, r, -1, 0, 1 - r),
     "the rounds before are in the dialogue: only the answer that they led to is": lambda prompt, steps, r: [
         user(prompt), *(m for k in range(1, r + 1) for m in _of(prompt, steps, k)[1:])],
+    "the critique is that of the round before: it speaks of an answer that has been replaced": lambda prompt, steps, r: _request(
+        prompt, steps[r - 1]["text"], steps[r]["principle"], steps[r - 1]["critique"], steps[r]["principle"]),
+    "the requests lack their first words: `CRITIQUE` and `REVISION` stand before what the principle asks": lambda prompt, steps, r: [
+        m | {"content": m["content"].removeprefix(CRITIQUE).removeprefix(REVISION)} for m in _of(prompt, steps, r)],
     "the critique is missing: it is what the revision is to act on": lambda prompt, steps, r: [
         m for i, m in enumerate(_of(prompt, steps, r)) if i not in (2, 3)]})
 def revision_request(prompt, steps, r): return _of(prompt, steps, r)
@@ -397,18 +440,21 @@ def revision_request(prompt, steps, r): return _of(prompt, steps, r)
 # %% ../nbs/13a_answers_supervised.ipynb #db4517cd
 def _revised(g):
     old = _say(g, 12).split()
-    new = old[:6] + [old[7], old[6]] + old[8:10] + _say(g, 5).split()
+    new = old[:6] + [old[7], old[6]] + old[8:10] + old[:3] + _say(g, 5).split()  # some pairs come twice
     return " ".join(old), " ".join(w.capitalize() if i % 4 == 0 else w for i, w in enumerate(new))
 
 def _grams(text, n=2):
     words = text.split()
     return {tuple(words[i:i + n]) for i in range(len(words) - n + 1)}
 def _share(a, b): return len(a & b)/max(1, len(a | b))
+def _often(text): return Counter(zip(text.lower().split(), text.lower().split()[1:]))
 
 @exercise("likeness", "04_revision", _revised, {
     "words were counted, not pairs: their order makes no difference then": lambda before, after: _share(_grams(before.lower(), 1), _grams(after.lower(), 1)),
     "divided by the first text's pairs alone: a text that swallows the other would count as unchanged":
         lambda before, after: len(_grams(before.lower()) & _grams(after.lower()))/len(_grams(before)),
+    "a pair was counted as often as it comes: an answer that repeats itself would look less like itself":
+        lambda before, after: (_often(before) & _often(after)).total()/(_often(before) | _often(after)).total(),
     "capitals make a difference: compare in lower case": lambda before, after: _share(_grams(before), _grams(after)),
     "that is how much changed: the share in common was asked for": lambda before, after: 1 - likeness(before, after)})
 def likeness(before, after): return _share(_grams(before.lower()), _grams(after.lower()))
@@ -448,6 +494,8 @@ def _ranked(exemplars, prompt, k, splits=("train",), same=False, measure=_share)
 @exercise("shown_exemplars", "04_revision", _pool, {
     "exemplars of other splits were shown: what is measured on them later is memory":
         lambda exemplars, prompt, k: _ranked(exemplars, prompt, k, ("train", "judge", "heldout")),
+    "an exemplar of the split `judge` was shown: the judge of the evaluation learns from those, and it is to know nothing of the critic's":
+        lambda exemplars, prompt, k: _ranked(exemplars, prompt, k, ("train", "judge")),
     "the exemplar of this very prompt was shown: it gives the answer away": lambda exemplars, prompt, k: _ranked(exemplars, prompt, k, same=True),
     "words in common were counted and not divided: a long prompt resembles everything":
         lambda exemplars, prompt, k: _ranked(exemplars, prompt, k, measure=lambda a, b: len(a & b)),

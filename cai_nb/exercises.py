@@ -16,6 +16,7 @@ from .dialogue import CaiError
 # %% ../nbs/13_exercises.ipynb #e1300006
 def same(a, b, tolerance: float = 1e-4) -> bool:
     "Whether two results agree: numbers within `tolerance`, absolute and relative; sequences, arrays and tensors item by item"
+    a, b = _texts(a), _texts(b)
     if isinstance(a, dict) and isinstance(b, dict): return a.keys() == b.keys() and all(same(a[k], b[k], tolerance) for k in a)
     if isinstance(a, (str, bytes, bool, set, type(None))) or isinstance(b, (str, bytes, bool, set, type(None))): return _plain(a) == _plain(b)
     if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)) and any(isinstance(x, (list, tuple, dict, str)) for x in [*a, *b]):
@@ -29,6 +30,7 @@ def _array(x):
     elif isinstance(x, (list, tuple)): x = [_array(y) for y in x]
     return np.asarray(x, dtype=float)
 
+def _texts(x): return x.tolist() if isinstance(x, np.ndarray) and x.dtype.kind in "USO" else x  # an array of texts is a list of texts
 def _plain(x): return bool(x) if isinstance(x, np.bool_) or getattr(x, "dtype", None).__str__() == "torch.bool" and x.ndim == 0 else x
 
 # %% ../nbs/13_exercises.ipynb #e1300009
