@@ -33,11 +33,14 @@ from .report import bins, pick, stream
 # %% ../nbs/13d_answers_outcome.ipynb #75bed4c0
 def _retry_inputs(rng):
     u = lambda a, b: round(float(rng.uniform(a, b)), 2)
-    return [None, u(2, 4), None, u(20, 90), None, None], u(.3, .6), u(6, 9)
+    return [None, u(2, 4), None, u(20, 90), 0, None], u(.3, .6), u(6, 9)
 
 @exercise("retry_waits", "02a_backends", _retry_inputs, {
     "the server says how long it wants to be left alone; that comes before your own doubling":
         lambda asked, first, cap: [min(cap, first*2**k) for k in range(len(asked))],
+    "a wait of 0 is an answer, None is none: `or` takes the one for the other": lambda asked, first, cap: [min(cap, a or first*2**k) for k, a in enumerate(asked)],
+    "refusals that asked for a time count as well: the doubling goes on behind them": lambda asked, first, cap: [
+        min(cap, first*2**asked[:k].count(None) if a is None else a) for k, a in enumerate(asked)],
     "the cap holds for what the server asks, too":
         lambda asked, first, cap: [min(cap, first*2**k) if a is None else a for k, a in enumerate(asked)],
     "the cap holds for the doubling, too":
@@ -53,7 +56,8 @@ def _absent_inputs(rng):
     u = lambda a, b: float(rng.uniform(a, b))
     log = lambda **p: {k: round(float(np.log(v)), 4) for k, v in p.items()}
     few, many = log(A=u(.6, .7), The=u(.2, .25)), log(A=u(.3, .5), I=u(.1, .2), No=u(.01, .05))
-    return [few, many, log(A=u(.3, .4), B=u(.2, .3))], ["A", "B"]
+    full = log(A=.9 + u(.002, .004), The=.1)  # rounded by the server: together a little over 1
+    return [few, many, log(A=u(.3, .4), B=u(.2, .3)), full], ["A", "B"]
 
 def _bounded(bound): return lambda steps, options: [[s.get(o, bound(s)) for o in options] for s in steps]
 def _rest(step): return float(np.log(max(1 - np.exp([*step.values()]).sum(), 1e-9)))
@@ -69,7 +73,7 @@ def absent_option(steps, options): return [token_row(s, options) for s in steps]
 def _spelling_inputs(rng):
     p = rng.dirichlet([4, 3, 2, 3, 2]).clip(.02)*.9
     named = zip(("A", " A", "(A)", " B", "B"), np.log(p).round(4).tolist())
-    return [{"(": -.02, "The": -4.5}, dict(named), {"A": -1.2, "B": -.5}], ["A", "B"]
+    return [{"(": -.02, "The": -4.5}, dict(named) | {" And": -3.2, "But": -3.6}, {"A": -1.2, "B": -.5}], ["A", "B"]
 
 def _spelt(steps, options, fold, first=1):
     found = {}
@@ -79,6 +83,8 @@ def _spelt(steps, options, fold, first=1):
 @exercise("option_spellings", "02a_backends", _spelling_inputs, {
     "log-probabilities are added where probabilities should be": lambda s, o: _spelt(s, o, sum),
     "only the likeliest spelling counts there; the others belong to the option as well": lambda s, o: _spelt(s, o, max),
+    "a word that merely holds the letter was counted: ` And` is no A": lambda s, o: [
+        np.logaddexp.reduce([v for t, v in s[1].items() if x in t]) for x in o],
     "only the plain spelling counts there": lambda s, o: [s[1].get(x, -np.inf) for x in o],
     "the probability is not yet turned back into a logarithm": lambda s, o: _spelt(s, o, lambda v: np.exp(v).sum()),
     "that reads the last step; the first one that has an option counts": lambda s, o: _spelt(s, o, np.logaddexp.reduce, -1)})
@@ -154,13 +160,15 @@ def loss_before_averaging(sums, tokens): return [s*len(sums)/sum(tokens) for s i
 
 # %% ../nbs/13d_answers_outcome.ipynb #e4a01782
 def _pieces_inputs(rng):
-    size, (each, most) = int(rng.choice([2, 4, 8])), [(24, 7), (12, 5), (20, 7), (36, 11), (30, 8)][int(rng.integers(5))]
+    size, (each, most) = int(rng.choice([2, 4, 8])), [(15, 8), (27, 8), (45, 11), (35, 11), (33, 7)][int(rng.integers(5))]
     return each*size, size, most
 
 @exercise("batch_pieces", "02b_distributed", _pieces_inputs, {
     "pieces of that size do not divide the share: the last one is smaller, and its sequences weigh more":
         lambda batch, size, most: (most, -(-batch//size//most)),
     "the batch is that of an update: divide it among the processes first": lambda batch, size, most: (d := largest_divisor(batch, most), batch//d),
+    "those are the pieces of all devices together: one device has its share alone":
+        lambda batch, size, most: (d := largest_divisor(batch//size, most), batch//d),
     "one sequence at a time is always possible and always slow; take as many as fit": lambda batch, size, most: (1, batch//size)})
 def batch_pieces(batch, size, at_once):
     piece = largest_divisor(batch//size, at_once)

@@ -373,14 +373,12 @@ def _labelled(texts, pairs, through=True):
     return label
 
 def _first_group(texts, pairs):
-    label, groups = list(range(len(texts))), []
+    groups = []
     for i, j in pairs:
         known = next((k for k in groups if i in k or j in k), None)
         if known is None: groups.append({i, j})
         else: known |= {i, j}
-    for group in reversed(groups):
-        for i in group: label[i] = min(group)
-    return label
+    return [next((k for k in groups if i in k), {i}) for i in range(len(texts))]
 
 def _dealt(texts, label, share, who=min): return [_coin(who([t for t, k in zip(texts, label) if k == mine]), share) for mine in label]
 
@@ -389,7 +387,7 @@ def _dealt(texts, label, share, who=min): return [_coin(who([t for t, k in zip(t
     "likeness was not passed on: two texts that resemble a third one belong together":
         lambda texts, pairs, share: _dealt(texts, _labelled(texts, pairs, through=False), share),
     "two groups that a later pair joins stayed two: a pair can make one group out of two":
-        lambda texts, pairs, share: _dealt(texts, _first_group(texts, pairs), share),
+        lambda texts, pairs, share: [_coin(min(texts[i] for i in group), share) for group in _first_group(texts, pairs)],
     "the first text of the file speaks for its group: sorting the file then changes sides":
         lambda texts, pairs, share: _dealt(texts, _labelled(texts, pairs), share, lambda group: group[0])}, draws=12)
 def split_groups(texts, pairs, share): return _dealt(texts, _labelled(texts, pairs), share)
