@@ -197,6 +197,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                    'cai_nb/answers_outcome.py'),
                                         'cai_nb.answers_outcome._piles': ('answers_outcome.html#_piles', 'cai_nb/answers_outcome.py'),
                                         'cai_nb.answers_outcome._points': ('answers_outcome.html#_points', 'cai_nb/answers_outcome.py'),
+                                        'cai_nb.answers_outcome._pooled': ('answers_outcome.html#_pooled', 'cai_nb/answers_outcome.py'),
                                         'cai_nb.answers_outcome._refusal_inputs': ( 'answers_outcome.html#_refusal_inputs',
                                                                                     'cai_nb/answers_outcome.py'),
                                         'cai_nb.answers_outcome._rest': ('answers_outcome.html#_rest', 'cai_nb/answers_outcome.py'),

@@ -14,7 +14,7 @@ __all__ = ['wheel_fits', 'retry_waits', 'absent_option', 'option_spellings', 'no
            'diagnosis']
 
 # %% ../nbs/13d_answers_outcome.ipynb #e13d0002
-import ast, difflib, html, json, math, random, re, shlex, tempfile
+import ast, difflib, html, json, math, random, re, shlex, tempfile, unicodedata
 from pathlib import Path
 from types import SimpleNamespace
 import numpy as np
@@ -289,6 +289,10 @@ def _steps(files): return [s for n, t in files.items() for s in (("write", f"{n}
     "a write can stop half-way: write under another name, then rename": lambda files, done: [("write", n, t) for n, t in {**files, "done.json": done}.items()],
     "done.json stands before the rest is there: a stop after it makes the next start believe it": lambda files, done: _steps({"done.json": done, **files}),
     "done.json can be cut off as well: write it under another name, too": lambda files, done: [*_steps(files), ("write", "done.json", done)],
+    "a rename takes the old name first, then the new one":
+        lambda files, done: [s if s[0] == "write" else ("rename", s[2], s[1]) for s in _steps({**files, "done.json": done})],
+    "that is as safe, but each file is to be finished before the next is begun":
+        lambda files, done: sorted(_steps({**files, "done.json": done}), key=lambda s: s[0] == "rename"),
     "without a done.json the stage is never done": lambda files, done: _steps(files)})
 def safe_writes(files, done): return _steps({**files, "done.json": done})
 
@@ -297,7 +301,7 @@ def _left_inputs(rng):
     wanted = [f"p-{i:02d}" for i in rng.permutation(40)[:int(rng.integers(6, 10))]]
     made = [wanted[-1], *(str(i) for i in rng.permutation(wanted[1:-1])[:int(rng.integers(2, 4))])]
     lines = [json.dumps({"id": i, "completion": f"answer to {i}"}) for i in made]
-    return wanted, "\n".join(lines[:-1] + [lines[-1][:-int(rng.integers(3, 12))]])
+    return wanted, "\n".join(lines) + "\n" if rng.random() < .5 else "\n".join(lines)[:-int(rng.integers(3, 12))]
 
 def _those_of(text):
     with tempfile.TemporaryDirectory() as d:
@@ -306,8 +310,10 @@ def _those_of(text):
 
 @exercise("left_to_make", "10_pipeline", _left_inputs, {
     "a line that was cut off is no record, though its id can be read": lambda w, text: [i for i in w if i not in re.findall(r'"id": "([^"]*)"', text)],
+    "the last line may be whole: look before you leave it out":
+        lambda w, text: [i for i in w if i not in {json.loads(line)["id"] for line in text.splitlines()[:-1]}],
     "records stand in any order: look for their ids, do not count lines": lambda w, text: w[len(_those_of(text)):],
-    "these are the ones that are there; the others are to be made": lambda w, text: [i for i in w if i in _those_of(text)]})
+    "these are the ones that are there; the others are to be made": lambda w, text: [i for i in w if i in _those_of(text)]}, draws=20)
 def left_to_make(wanted, text): return [i for i in wanted if i not in _those_of(text)]
 
 # %% ../nbs/13d_answers_outcome.ipynb #1dd8c489
@@ -317,6 +323,8 @@ def _stale_inputs(rng):
     mark = {s: f"{int(rng.integers(16**6)):06x}" for s in _NEEDS}
     done = {s: {"mark": mark[s], "inputs": {n: mark[n] for n in needed}} for s, needed in _NEEDS.items()}
     done[str(rng.choice(["clean", "count"]))]["mark"] = f"{int(rng.integers(16**6)):06x}"
+    for s in [*_NEEDS][int(rng.choice([5, 6, 7, 7, 7, 7])):]: del done[s]
+    if rng.random() < .3: del done[str(rng.choice(["train", "draw"]))]
     return {s: [*n] for s, n in _NEEDS.items()}, done
 
 def _stale(needs, done, chain=True):
@@ -328,9 +336,10 @@ def _stale(needs, done, chain=True):
 
 @exercise("stale_stages", "10_pipeline", _stale_inputs, {
     "a stage can be done and yet be made from what has changed since": lambda needs, done: [s for s in needs if s not in done],
+    "a stage that is not done has to be made, whatever its inputs say": lambda needs, done: [s for s in _stale(needs, done) if s in done],
     "what is built on a stage that is made again is made again, too": lambda needs, done: _stale(needs, done, chain=False),
     "a stage that does not read what has changed can stay as it is":
-        lambda needs, done: [*needs][[*needs].index(_stale(needs, done)[0]):]})
+        lambda needs, done: [*needs][[*needs].index(_stale(needs, done)[0]):]}, draws=30)
 def stale_stages(needs, done): return _stale(needs, done)
 
 # %% ../nbs/13d_answers_outcome.ipynb #c6698bfa
@@ -373,6 +382,7 @@ _KNOWN = ["seed", "model.name", "revision.rounds", "revision.max_tokens", "ppo.c
 def _unknown_inputs(rng):
     some = lambda *words: [words[i] for i in rng.permutation(len(words))[:2]]
     given = some("revision.rouns", "ppo.learning_rte", "model.nam", "feedback.methd") + some("rounds", "method", "name")
+    given += some("revision.turns", "feedback.mode")[:1]
     given += some("colour", "weather", "jury.size") + some("seed", "ppo.clip", "model.name")
     return [given[i] for i in rng.permutation(len(given))], [*_KNOWN]
 
@@ -383,6 +393,8 @@ def _alike(k, known): return (difflib.get_close_matches(k, known, 1, .7) or [Non
     "a key that is like nothing gets a guess, and a wrong hint is worse than none":
         lambda given, known: _nearest_of(given, known, lambda k, all_: nearest_key(k, all_) or difflib.get_close_matches(k, all_, 1, 0)[0]),
     "a right key at the wrong level is not found: compare the last parts, too": lambda given, known: _nearest_of(given, known, _alike),
+    "the section makes a key alike as well: compare whole keys first, last parts only then":
+        lambda given, known: _nearest_of(given, known, lambda k, all_: nearest_key(k.rsplit(".", 1)[-1], all_)),
     "keys that are known need no hint": lambda given, known: {k: nearest_key(k, known) for k in given}})
 def unknown_keys(given, known): return _nearest_of(given, known, nearest_key)
 
@@ -411,6 +423,8 @@ def _flops_inputs(rng): return float(rng.integers(1, 80))*1e8, float(rng.integer
     "an adapter's backward pass is not free: the gradient passes through the frozen weights": lambda n, read, trained: (2*n*read + 6*n*trained, 2*n*(read + trained)),
     "an adapter needs no gradient of the frozen weights, which is a third of the work": lambda n, read, trained: (2*n*read + 6*n*trained,)*2,
     "reading is the forward pass alone": lambda n, read, trained: (6*n*(read + trained), 4*n*(read + trained)),
+    "training's six operations hold the forward pass already; only `read` is read beside it":
+        lambda n, read, trained: (2*n*(read + trained) + 6*n*trained, 2*n*(read + trained) + 4*n*trained),
     "each weight is a multiplication and an addition": lambda n, read, trained: (n*read + 3*n*trained, n*read + 2*n*trained)})
 def train_flops(n, read, trained): return tuple(Work("", "", 1, read, trained=trained, lora=a).flops(Shape(n, 1, 1, "")) for a in (False, True))
 
@@ -418,7 +432,8 @@ def train_flops(n, read, trained): return tuple(Work("", "", 1, read, trained=tr
 def _sampling_inputs(rng):
     n, rate, bandwidth = float(rng.integers(60, 80))*1e8, 2e14, 2e12
     cache, launch = 2*n/rate*bandwidth*rng.uniform(.8, .9), 2*n/bandwidth*rng.uniform(1.3, 1.6)
-    return n, float(round(cache)), 1e6, [int(rng.integers(2, 9)), int(rng.integers(180, 230)), 3000], rate, bandwidth, round(float(launch), 5)
+    few, many, most = int(rng.integers(2, 9)), int(rng.integers(180, 230)), 3000
+    return n, float(round(cache)), float(few*many*most), [few, many, most], rate, bandwidth, round(float(launch), 5)
 
 def _sampled(n, cache, tokens, batches, step): return [tokens/b*step(2*n*b, 2*n + b*cache) for b in batches]
 
@@ -441,6 +456,7 @@ def _crossover_inputs(rng):
 @exercise("crossover", "10a_recipe", _crossover_inputs, {
     "the weights are read in every step as well: take them off first": lambda n, layers, kv, length, w, s: layers*s*w/(length*4*layers*kv),
     "there is a key and a value, at two bytes each": lambda n, layers, kv, length, w, s: (layers*s*w - 2*n)/(length*2*layers*kv),
+    "every token before has its key and value in the cache, not the last one alone": lambda n, layers, kv, length, w, s: (layers*s*w - 2*n)/(4*layers*kv),
     "the kernels of every layer are launched": lambda n, layers, kv, length, w, s: (s*w - 2*n)/(length*4*layers*kv),
     "a weight has two bytes": lambda n, layers, kv, length, w, s: (layers*s*w - n)/(length*4*layers*kv)})
 def crossover(n, layers, kv_width, length, bandwidth, launch): return (layers*launch*bandwidth - 2*n)/(length*4*layers*kv_width)
@@ -449,7 +465,7 @@ def crossover(n, layers, kv_width, length, bandwidth, launch): return (layers*la
 _WRITTEN = ['5 < 6 & "so on"', "</style><script>alert('hi')</script>", "it's & isn't", 'x" onclick="alert(1)', "a &lt; b is how < is written"]
 
 def _parts_inputs(rng):
-    texts = [("text", _WRITTEN[i]) for i in [0, *(rng.permutation(4)[:2] + 1).tolist()]]
+    texts = [("text", _WRITTEN[i]) for i in [0, 4, *(rng.permutation(3)[:2] + 1).tolist()]]
     return [p for text in texts for p in (("html", f'<p class="n{int(rng.integers(9))}">'), text, ("html", "</p>"))],
 
 def _joined(parts, text, made=str): return "".join((made if kind == "html" else text)(t) for kind, t in parts)
@@ -458,13 +474,15 @@ def _joined(parts, text, made=str): return "".join((made if kind == "html" else 
     "what is HTML already is escaped once more: the reader sees the tags": lambda parts: _joined(parts, html.escape, html.escape),
     "a text is put in as it is, and its tags are obeyed": lambda parts: _joined(parts, str),
     "quotation marks pass, and in an attribute they end it": lambda parts: _joined(parts, lambda t: html.escape(t, quote=False)),
+    "who wrote &lt; is to see &lt;: a text that looks escaped is text all the same": lambda parts: _joined(parts, lambda t: html.escape(html.unescape(t))),
     "the & is replaced last, so the signs that you have just written are escaped again":
         lambda parts: _joined(parts, lambda t: html.escape(t.replace("<", "&lt;").replace(">", "&gt;").replace('"', "&quot;").replace("'", "&#x27;")))})
 def escape_once(parts): return str(_joined(parts, escape, Html))
 
 # %% ../nbs/13d_answers_outcome.ipynb #531837e6
 def _hostile_inputs(rng):
-    bits = ["\x1b[31mred", "\u202etxet", "half \ud83d", "two\nlines", "a\ttab", "naïve Ελλάς", "end\r\nof line", "\u2066odd", "\x85next"]
+    bits = ["\x1b[31mred", "\u202etxet", "half \ud83d", "two\nlines", "a\ttab", "naïve Ελλάς", "end\r\nof line", "\u2066odd", "\x85next",
+            "old\rnew", "\x00\x0b\x7f", "pair \U0001f469\u200d\U0001f4bb", "low \udc80", "so\xa0wide"]
     return " ".join(bits[i] for i in rng.permutation(len(bits))),
 
 def _without(pattern): return lambda text: re.sub(pattern, "\ufffd", text.replace("\r\n", "\n"))
@@ -473,6 +491,12 @@ def _without(pattern): return lambda text: re.sub(pattern, "\ufffd", text.replac
     "a lone surrogate is still there, and the file cannot be written": _without("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]"),
     "the marks that turn the direction of writing around are still there": _without("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]"),
     "tabs and line feeds are to stay": _without("[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"),
+    "a carriage return alone is a control character, and hides a line in a terminal":
+        _without("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"),
+    "a Windows line end becomes a line feed, before anything is replaced":
+        lambda text: re.sub("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]", "\ufffd", text),
+    "not all that has no shape is to go: a joiner (U+200D) holds an emoji together": lambda text: "".join(
+        "\ufffd" if unicodedata.category(c) in ("Cc", "Cf", "Cs") and c not in "\t\n" else c for c in text.replace("\r\n", "\n")),
     "letters of other languages are no danger": _without("[^\t\n\x20-\x7e]"),
     "control characters from U+007F to U+009F are still there": _without("[\x00-\x08\x0b-\x1f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")})
 def made_visible(text): return visible(text)
@@ -497,8 +521,9 @@ def pick_in_turn(rows, n): return [r["id"] for r in pick(rows, n)]
 
 # %% ../nbs/13d_answers_outcome.ipynb #19611fc1
 def _calibration_inputs(rng):
-    p = rng.uniform(.02, .98, 40)
-    return p.round(6).tolist(), (rng.random(40) < p).astype(int).tolist()
+    sure = .5 + .1*rng.choice(rng.permutation(5)[:4], 40) + rng.integers(1, 999, 40)/1e4  # one group stays empty, and no edge is met
+    first, right = rng.random(40) < .5, rng.random(40) < sure
+    return np.where(first, sure, 1 - sure).round(4).tolist(), (first == right).astype(int).tolist()
 
 @exercise("calibration_points", "10b_report", _calibration_inputs, {
     "a probability that is turned around takes its outcome with it": lambda p, y: bins([max(a, 1 - a) for a in p], y),
@@ -509,7 +534,7 @@ def calibration_points(p, y): return bins(p, y)
 
 # %% ../nbs/13d_answers_outcome.ipynb #3aec2721
 def _ending_inputs(rng):
-    all_ = [None, KeyboardInterrupt(), BrokenPipeError(), RecipeError("unknown key"), RunError("no stage"), ValueError("odd"), MemoryError()]
+    all_ = [None, KeyboardInterrupt(), BrokenPipeError(), RecipeError("unknown key"), RunError("no stage"), ValueError("odd"), MemoryError(), OSError("disk full")]
     return [all_[i] for i in rng.permutation(len(all_))],
 
 def _code(e):
@@ -522,7 +547,8 @@ def _code(e):
     "a failure that ends with 0 is a success to every script": lambda endings: [0]*len(endings),
     "a wrong recipe has a status of its own: another try will not help": lambda endings: [min(_code(e), 1) if _code(e) < 3 else _code(e) for e in endings],
     "a stop by Ctrl-C and a closed pipe have statuses of their own: 128 and the signal's number": lambda endings: [_code(e) if _code(e) < 3 else 1 for e in endings],
-    "a closed pipe is no success: the reader has not got everything": lambda endings: [0 if _code(e) == 141 else _code(e) for e in endings]})
+    "a closed pipe is one of many troubles that are an OSError, and the only one with 141": lambda endings: [141 if isinstance(e, OSError) else _code(e) for e in endings],
+    "a closed pipe deserves no message, and has a status of its own all the same": lambda endings: [0 if _code(e) == 141 else _code(e) for e in endings]})
 def exit_codes(endings): return [_code(e) for e in endings]
 
 # %% ../nbs/13d_answers_outcome.ipynb #ec781cec
@@ -548,29 +574,34 @@ def _version_inputs(rng):
 def _numbers(version, n=3): return [int(k) for k in re.findall(r"\d+", version.split("+")[0])[:n]]
 
 @exercise("versions_behind", "10c_command", _version_inputs, {
-    "as text 2.10 comes before 2.9: compare numbers": lambda found, least: [n for n in found if found[n] < least[n]],
+    "as text 2.10 comes before 2.9, and as a float it is 2.1: compare number by number": lambda found, least: [n for n in found if found[n] < least[n]],
     "that looks at the first number only": lambda found, least: [n for n in found if _numbers(found[n], 1) < _numbers(least[n], 1)],
     "just the least version is enough": lambda found, least: [n for n in found if _numbers(found[n]) <= _numbers(least[n])],
     "these are the ones that are recent enough": lambda found, least: [n for n in found if _numbers(found[n]) >= _numbers(least[n])]})
 def versions_behind(found, least): return [n for n in found if _numbers(found[n]) < _numbers(least[n])]
 
 # %% ../nbs/13d_answers_outcome.ipynb #ee7bb90b
-_LINES = {"torch": ["import torch", "from torch.nn import functional as F", "import torch.nn as nn"],
-          "datasets": ["from datasets import load_dataset", "import datasets"], "trl": ["from trl import SFTConfig"], "peft": ["import peft, os"]}
+_LINES = {"torch": ["from torch.nn import functional as F", "import torch.nn as nn", "import torch"],  # the first of each names a part
+          "datasets": ["from datasets.utils import logging", "import datasets"], "trl": ["from trl.trainer import sft_trainer", "from trl import SFTConfig"],
+          "peft": ["import os, peft.utils", "import peft, os"]}
 
 def _source_inputs(rng):
     a, b, c = [str(x) for x in rng.permutation([*_LINES])[:3]]
     line = lambda name: str(rng.choice(_LINES[name]))
-    return (f"import json\n{line(a)}\ntry:\n    {line(b)}\nexcept ImportError:\n    pass\n\ndef work():\n    {line(c)}\n    return 'import {c}'\n", [*_LINES])
+    top = f"try:\n    {line(b)}\nexcept ImportError:\n    pass\n" if rng.random() < .5 else f"if json:\n    {line(b)}\n"
+    return (f"import json, torchmetrics\n{_LINES[a][0]}\n{top}\ndef work():\n    {line(c)}\n    return 'import {c}'\n", [*_LINES])
 
-def _roots(nodes): return {n.split(".")[0] for x in nodes for n in ([a.name for a in x.names] if isinstance(x, ast.Import)
+def _roots(nodes, whole=False): return {n if whole else n.split(".")[0] for x in nodes for n in ([a.name for a in x.names] if isinstance(x, ast.Import)
                                                                     else [x.module or ""] if isinstance(x, ast.ImportFrom) else [])}
 def _outside(node): return [node, *(x for c in ast.iter_child_nodes(node) if not isinstance(c, ast.FunctionDef) for x in _outside(c))]
 
 @exercise("heavy_imports", "10c_command", _source_inputs, {
     "an import inside a function is not run when the module is imported": lambda s, heavy: [h for h in heavy if h in _roots(ast.walk(ast.parse(s)))],
     "an import inside a try or an if at the top is run, too": lambda s, heavy: [h for h in heavy if h in _roots(ast.parse(s).body)],
-    "these are the ones that are not loaded at once": lambda s, heavy: [h for h in heavy if h not in _roots(_outside(ast.parse(s)))]})
+    "a part of a package loads the package": lambda s, heavy: [h for h in heavy if h in _roots(_outside(ast.parse(s)), whole=True)],
+    "torchmetrics is another package than torch: compare the first part, whole":
+        lambda s, heavy: [h for h in heavy if any(r.startswith(h) for r in _roots(_outside(ast.parse(s))))],
+    "these are the ones that are not loaded at once": lambda s, heavy: [h for h in heavy if h not in _roots(_outside(ast.parse(s)))]}, draws=30)
 def heavy_imports(source, heavy): return [h for h in heavy if h in _roots(_outside(ast.parse(source)))]
 
 # %% ../nbs/13d_answers_outcome.ipynb #75565fc0
@@ -619,12 +650,14 @@ def _kappa_inputs(rng):
     return [1, 0, *one.tolist()], [0, 0, *other.tolist()]
 
 def _same(a, b): return float(np.mean(np.equal(a, b)))
+def _pooled(same, p): return (same - (c := p*p + (1 - p)**2))/(1 - c)
 
 @exercise("kappa", "10d_reading", _kappa_inputs, {
     "that is the agreement itself, chance included": _same,
     "chance is one half only for readers who prefer the first answer half of the time": lambda a, b: 2*_same(a, b) - 1,
     "that is the agreement beyond chance, not yet its share of what chance leaves open": lambda a, b: _same(a, b) - agreement(a, b, n=2)["chance"],
-    "by chance they can also agree on 0": lambda a, b: (_same(a, b) - np.mean(a)*np.mean(b))/(1 - np.mean(a)*np.mean(b))})
+    "each reader has a habit of their own; with one rate for both it is Scott's pi": lambda a, b: _pooled(_same(a, b), (np.mean(a) + np.mean(b))/2),
+    "by chance they can also agree on 0": lambda a, b: (_same(a, b) - np.mean(a)*np.mean(b))/(1 - np.mean(a)*np.mean(b))}, draws=12)
 def kappa(one, other): return agreement(one, other, n=2)["kappa"]
 
 # %% ../nbs/13d_answers_outcome.ipynb #4b0b6e25
@@ -690,6 +723,8 @@ def _needed(p, z): return math.ceil(p*(1 - p)*(z/(p - .5))**2)
     "with 1.96 alone the interval leaves out one half in every second case only": lambda p: _needed(p, 1.96),
     "the number grows with the square: half the difference takes four times as many": lambda p: math.ceil(p*(1 - p)*2.8/abs(p - .5)),
     "under the root stands a variance: p(1 - p) is not to be squared": lambda p: math.ceil((p*(1 - p)*2.8/(p - .5))**2),
+    "round up: that is one prompt too few": lambda p: _needed(p, 2.8) - 1,
+    "prompts come whole: round up": lambda p: p*(1 - p)*(2.8/(p - .5))**2,
     "the difference in question is that from one half, not from 0": lambda p: math.ceil(p*(1 - p)*(2.8/p)**2)})
 def prompts_needed(p): return _needed(p, 2.8)
 
@@ -711,6 +746,7 @@ def _memory_inputs(rng): return float(rng.integers(10, 140))*1e8, float(rng.inte
 
 @exercise("training_memory", "12_scale", _memory_inputs, {
     "the frozen weights have to be there as well": lambda n, a: (16*n/1e9, 16*a/1e9),
+    "a frozen weight has no gradient, no master copy and no moments": lambda n, a: (16*n/1e9, 16*(n + a)/1e9),
     "that is the weights alone; gradients, master copy and two moments come on top": lambda n, a: (2*n/1e9, 2*(n + a)/1e9),
     "the master copy and Adam's two moments are three numbers in float32, not two": lambda n, a: (12*n/1e9, (2*n + 12*a)/1e9),
     "the gradient has two bytes, as the weight has": lambda n, a: (18*n/1e9, (2*n + 18*a)/1e9),
@@ -816,9 +852,10 @@ def _near(rng):
 @exercise("close", "13_exercises", _near, {
     "a difference can be negative": lambda a, b, t: a - b <= t + t*abs(b),
     "so can the number that is compared with": lambda a, b, t: abs(a - b) <= t + t*b,
+    "the two tolerances are added up; the larger one of them alone is less": lambda a, b, t: abs(a - b) <= max(t, t*abs(b)),
     "with an absolute tolerance alone, large numbers never agree": lambda a, b, t: abs(a - b) <= t,
     "with a relative tolerance alone, nothing agrees with zero": lambda a, b, t: abs(a - b) <= t*abs(b),
-    "it is the other way round: that is true of numbers that differ": lambda a, b, t: abs(a - b) > t + t*abs(b)}, draws=60)
+    "it is the other way round: that is true of numbers that differ": lambda a, b, t: abs(a - b) > t + t*abs(b)}, draws=250)
 def close(a, b, tolerance): return abs(a - b) <= tolerance + tolerance*abs(b)
 
 # %% ../nbs/13d_answers_outcome.ipynb #e13d2010
