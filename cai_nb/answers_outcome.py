@@ -15,6 +15,7 @@ __all__ = ['wheel_fits', 'retry_waits', 'absent_option', 'option_spellings', 'no
 
 # %% ../nbs/13d_answers_outcome.ipynb #e13d0002
 import ast, difflib, html, json, math, random, re, shlex, tempfile, unicodedata
+from functools import lru_cache
 from pathlib import Path
 from types import SimpleNamespace
 import numpy as np
@@ -303,6 +304,7 @@ def _left_inputs(rng):
     lines = [json.dumps({"id": i, "completion": f"answer to {i}"}) for i in made]
     return wanted, "\n".join(lines) + "\n" if rng.random() < .5 else "\n".join(lines)[:-int(rng.integers(3, 12))]
 
+@lru_cache(maxsize=256)
 def _those_of(text):
     with tempfile.TemporaryDirectory() as d:
         (Path(d)/"r.jsonl").write_text(text)
