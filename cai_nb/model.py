@@ -167,9 +167,11 @@ def row_seed(seed: int, key) -> int:
 
 # %% ../nbs/02_model.ipynb #7fdcd367
 def quiet_loading():
-    "No progress bar for loading weights where the reader asked for quiet (`CAI_NB_QUIET=1`)"
-    from transformers.utils import logging
-    if os.environ.get("CAI_NB_QUIET"): logging.disable_progress_bar()
+    "No progress bar for loading weights where the reader asked for quiet (`CAI_NB_QUIET=1`); bitsandbytes looks for a kernel on the hub, and need not say so"
+    import logging
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    from transformers.utils.logging import disable_progress_bar
+    if os.environ.get("CAI_NB_QUIET"): disable_progress_bar()
 
 @dataclass
 class Completion:
@@ -213,8 +215,8 @@ def model_id(name: str, revision=None) -> str:
 
 def load_pretrained(name: str = "default", dtype=None, device=None, adapter=None):
     "A causal language model, its tokenizer and its id; `adapter`: a LoRA folder or several, merged in order"
-    from transformers import AutoModelForCausalLM, AutoTokenizer
     quiet_loading()
+    from transformers import AutoModelForCausalLM, AutoTokenizer
     device = device or best_device()
     dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype or best_dtype(device)
     where = model_folder(name)[0]

@@ -717,6 +717,7 @@ def sft_stage(run, folder):
     name, adapters = parts_of(run, "start")
     settings = SFTSettings(
         learning_rate=s.learning_rate,
+        schedule=s.schedule,
         epochs=s.epochs,
         **pieces(s),
         lora_rank=s.lora_rank,
