@@ -1154,6 +1154,15 @@ def measure_machine(recipe, tokens=12):  # tokens of the answers that are timed
 
     sampling = seconds(lambda k: sum(c.tokens for c in lm.sample(asked, k, temperature=1.0, batch_size=r.batch_size, desc="timing")))
     ids = torch.tensor([row[:24] + [row[-1]] * 104 for row in lm.encode(asked[: recipe.sft.batch_size])], device=lm.device)
+    def read(k):
+        with torch.no_grad():
+            for _ in range(1 + 3 * (k > 1)):
+                lm.model.base_model(input_ids=ids)
+        if lm.device.type == "cuda":
+            torch.cuda.synchronize()
+        return ids.numel() * (1 + 3 * (k > 1))
+
+    reading = seconds(read)  # without the adapter, which comes now
     model = lm.model if not recipe.sft.lora_rank else get_peft_model(
         lm.model, lora_config(lm.model.config.num_hidden_layers, recipe.sft.lora_rank, recipe.sft.lora_share))
 
@@ -1166,10 +1175,10 @@ def measure_machine(recipe, tokens=12):  # tokens of the answers that are timed
 
     training = seconds(train)
     passes = 2 if recipe.sft.lora_rank else 3
-    basis = f"measured just now: {1 / sampling:,.0f} tokens a second sampled, {1 / training:,.0f} trained"
+    basis = f"measured just now: {1 / sampling:,.0f} tokens a second sampled, {1 / training:,.0f} trained, {1 / reading:,.0f} read"
     memory = torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else (
         os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 8 * 2**30)
-    return Hardware("this machine", 2 * n / sampling, 2 * passes * n / training, float("inf"), 0.0, memory / 2**30, basis)
+    return Hardware("this machine", 2 * n / sampling, 2 * passes * n / training, float("inf"), 0.0, memory / 2**30, basis, 2 * n / reading)
 
 
 # %% ../nbs/10_pipeline.ipynb #88ee2423
