@@ -605,7 +605,8 @@ def trainer_defaults(parameters: int = 0) -> dict:  # of the model that is train
 # %% ../nbs/02_model.ipynb #4b170002
 def in_four_bits(model):
     "The linear maps of a model's layers in 4 bits (NF4), in place, for adapters to be trained on (needs bitsandbytes)"
-    try: import bitsandbytes as bnb
+    from importlib import import_module
+    try: bnb = import_module("bitsandbytes")
     except ImportError as e:
         raise ModelError(f"model.four_bit needs bitsandbytes ({e}); install it with: pip install bitsandbytes (the extra cai_nb[qlora])") from None
     for parent in list(model.modules()):
