@@ -597,7 +597,8 @@ def per_process(batch_size: int) -> int:
 def trainer_defaults(parameters: int = 0) -> dict:  # of the model that is trained
     "Arguments for any `TrainingArguments` that fit the machine; on a GPU a large model's activations are made again, not kept"
     cpu = best_device() == "cpu"
-    return dict(use_cpu=cpu, bf16=False, gradient_checkpointing=not cpu and parameters > 1e9, gradient_checkpointing_kwargs={"use_reentrant": False},
+    again = dict(gradient_checkpointing=True, gradient_checkpointing_kwargs={"use_reentrant": False})
+    return dict(use_cpu=cpu, bf16=False, **(again if not cpu and parameters > 1e9 else dict(gradient_checkpointing=False)),
                 report_to=[], dataloader_pin_memory=not cpu,
                 disable_tqdm=bool(os.environ.get("CAI_NB_QUIET")), save_strategy="no", logging_strategy="steps",
                 ddp_backend="gloo" if cpu and int(os.environ.get("WORLD_SIZE", 1)) > 1 else None)
