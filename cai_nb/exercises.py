@@ -115,10 +115,19 @@ def check(name: str,         # of the exercise, as it stands in the notebook
         if all(e is None and same(g[0], r, ex.tolerance) for g, (r, e) in zip(got, (_run(slip, c) for c in cases))):
             return Verdict(False, f"{name}: {sentence}.", sentence)
     i = wrong[0]
-    return Verdict(False, f"{name}: for {_brief(cases[i])} the answer is {_brief(wants[i])}, and yours is {_brief(got[i][0])}.")
+    where, want, mine = _first_difference(wants[i], got[i][0], ex.tolerance)
+    return Verdict(False, f"{name}: for {_brief(cases[i])} the answer{where} is {_brief(want)}, and yours is {_brief(mine)}.")
+
+def _first_difference(want, mine, tolerance):
+    "(where, right, given): the first item that differs in two long lists of one length, or the whole"
+    lists = all(isinstance(x, (list, tuple)) for x in (want, mine)) and len(want) == len(mine)
+    if not lists or len(repr(want)) < 100: return "", want, mine
+    k = next((k for k, (a, b) in enumerate(zip(want, mine)) if not same(a, b, tolerance)), None)
+    return ("", want, mine) if k is None else (f"'s item {k}, counted from 0,", want[k], mine[k])
 
 def _brief(x, longest: int = 300):
     if isinstance(x, tuple) and len(x) == 1: x = x[0]
+    if isinstance(x, np.generic): x = x.item()  # 0.5, not np.float64(0.5)
     text = re.sub(r"\s+", " ", repr(x))
     return text if len(text) <= longest else text[:longest] + " …"
 
@@ -165,11 +174,19 @@ def make_notebooks(nbs,                       # folder of the notebooks
         kept = [_heading(cells[0], cells[start])] + [_clean(c) for c in cells[start + 1:]]
         for w in found:
             k = w.cell - start
+            if not solutions: kept[k + 1] = kept[k + 1] | {"source": _SOLUTION.sub("", "".join(kept[k + 1]["source"])).rstrip().splitlines(True)}
             kept[k]["source"] = ((f"# exercise {w.name}\n{w.solution.rstrip()}\n\n" if solutions else w.stub) + w.check).splitlines(True)
-        book["cells"] = [c for c in kept if not "".join(c["source"]).lstrip().startswith(("**On:**", "## The way on"))]
+        book["cells"] = [_unlinked(c) for c in kept if not "".join(c["source"]).lstrip().startswith(("**On:**", "## The way on"))]
         target = out/f"{path.stem}-{'solutions' if solutions else 'exercises'}.ipynb"
         target.write_text(json.dumps(book, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"); files.append(target)
     return files
+
+_SOLUTION = re.compile(r"<details><summary>Solution</summary>.*?</details>\n*", re.S)
+
+def _unlinked(cell):
+    "A sheet may lie anywhere, and the chapters do not lie beside it: their links become their names"
+    if cell["cell_type"] != "markdown": return cell
+    return cell | {"source": re.sub(r"\[[^\]]*\]\((\d\w*)\.ipynb\)", r"notebook `\1`", "".join(cell["source"])).splitlines(True)}
 
 def _clean(cell): return cell | ({"outputs": [], "execution_count": None} if cell["cell_type"] == "code" else {})
 def _heading(title, opening):
