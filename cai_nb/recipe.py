@@ -542,6 +542,8 @@ def check_model(name, where, server=False):
         raise RecipeError(f"{where} {name[:80]!r}: a policy is trained, so its weights must be here: default, a hub id (ORG/NAME) or "
                           "a folder. A server can be the critic (critic.name: server:URL#MODEL), and vLLM can sample "
                           "(model.engine: vllm)")
+    elif name.startswith("runs/") and not os.path.isdir(name):  # it reads like a hub id, and the hub would be asked, five times
+        raise RecipeError(f"{where}: there is no run folder {name[:80]!r} here; make one with cai-nb run, or name one that is there")
     elif not re.fullmatch(r"[\w.-]+/[\w.-]+|default", name) and not os.path.isdir(name):  # Path.is_dir raises for what no system takes as a name
         raise RecipeError(f"{where}: no model {name[:80]!r}: no such folder; write default, a hub id (ORG/NAME) or a local folder")
 

@@ -55,6 +55,7 @@ def test_import_of_the_package_loads_nothing_heavy():
         (["ppo", "smoke"], "cai-nb sft"),
         (["report", "--out", "nothing"], "no run folder"),
         (["chat", "no-such-model"], "no model"),
+        (["chat", "runs/none", "--prompt", "Hi"], "no run folder"),
         (["chat", "default", "--prompt", ""], "prompt is empty"),
         (["sample", "default", "--prompts", "none.txt", "--out", "a.jsonl"], "no prompts at none.txt"),
         (["sample", "default", "--prompts", "redteam", "--out", "a.jsonl", "--samples", "0"], "--samples must be 1"),
