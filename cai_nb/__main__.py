@@ -203,6 +203,7 @@ def run_command(args):
         print(f"report: {report(Run(out, load_recipe(out)))}")
         return 0
     stages = None if args.command == "run" else [args.command]
+    say(f"recipe {visible(recipe.name)}, run folder {visible(out)}")
     run_recipe(recipe, out, stages, args.typed, args.force_new, note=say,
                source=getattr(args, "source", None))
     return 0

@@ -72,6 +72,7 @@ def records(run, *place) -> list:
 # %% ../nbs/11_figures.ipynb #11f00009
 def figure_labels(run) -> Plot:
     "Accuracy of the run's labels and of plain multiple choice on held-out judged pairs (the paper's figure 4, by method)"
+    if run.done("feedback") is None: raise FigureError(f"{run.folder} has no labels yet: cai-nb feedback --out {run.folder}")
     found = (read_json(run.path("feedback")/"metrics.json") or {}).get("accuracy")
     if not found: raise FigureError(f"{run.folder}: stage 3 has checked no labels (feedback.check is 0).")
     fig, (ax,) = new_figure(1, 5.6, 1.6 + .4*len(found))
