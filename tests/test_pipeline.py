@@ -642,7 +642,7 @@ def test_all_stages_run_with_a_tiny_model(half, tmp_path, capsys):
 def test_a_plan_can_measure_this_machine_first(tiny, capsys):
     recipe = load_recipe("smoke", SETS, model=str(tiny))
     found = pl.measure_machine(recipe, 4)
-    assert found.sampling > 0 and found.reading > found.training / 2 > 0 and found.memory > 1
+    assert min(found.sampling, found.training, found.reading) > 0 and found.memory > 1
     half = plan(recipe, dataclasses.replace(found, **{k: getattr(found, k) / 2 for k in ("sampling", "training", "reading")}))["seconds"]
     assert half == pytest.approx(2 * plan(recipe, found)["seconds"])
     assert pl.main(["run", "smoke", "--model", str(tiny), "--dry-run", "--measure"]) == 0
