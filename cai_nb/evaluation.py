@@ -689,7 +689,7 @@ def sample_answers(
             said = model.sample([r["prompt"] for r in rows], max_tokens=max_tokens, temperature=temperature, seed=seed,
                                 keys=[f"{p['id']}/{k}" for p, k in part], batch_size=batch_size, desc=f"{name} answers")
             for row, c in zip(rows, said, strict=True):
-                row |= {"completion": c.text, "tokens": c.tokens, "finished": bool(c.finished)}
+                row |= {"completion": c.whole, "tokens": c.tokens, "finished": bool(c.finished), "cut": c.text[len(c.whole):]}
                 done[name, row["id"], row["sample"]] = row
             if records is not None:
                 records.extend(rows)

@@ -41,7 +41,7 @@ def _answer_twice(model, todo, tries: int, **sampling):
         twice = [as_messages(open_[i]["prompt"]) for i in ids for _ in range(2)]
         said = model.sample(twice, keys=keys, desc="pairs", **sampling)
         for i, a, b in zip(ids, said[::2], said[1::2]):
-            if a.text and b.text and not same_text(a.text, b.text): found[i] = a, b
+            if a.whole and b.whole and not same_text(a.whole, b.whole): found[i] = a, b
     return found
 
 # %% ../nbs/06_feedback.ipynb #406304c7
@@ -66,7 +66,7 @@ def sample_pairs(model,                     # LanguageModel: SL-CAI in the paper
         part = todo[start:start + 4*batch_size]
         found = _answer_twice(model, part, tries, seed=seed, batch_size=batch_size, **settings)
         new = [{"id": i, "kind": p.get("kind", ""), "category": p.get("category", ""),
-                "prompt": as_messages(p["prompt"]), "responses": [c.text for c in found[i]],
+                "prompt": as_messages(p["prompt"]), "responses": [c.whole for c in found[i]],
                 "finished": [c.finished for c in found[i]], "model": model.id, "seed": seed, "settings": settings}
                for i, p in part if i in found]
         if records is not None: records.extend(new)

@@ -7,10 +7,11 @@ __all__ = ['WHEEL', 'WHEEL_SHA256', 'GGUF_SHA256', 'HUB_TWIN', 'LINEAR', 'ModelE
            'default_model', 'best_device', 'best_dtype', 'FromUniform', 'token_at', 'row_uniforms', 'row_seed',
            'quiet_loading', 'Completion', 'Score', 'model_folder', 'model_id', 'load_pretrained', 'give_back',
            'sorted_batches', 'for_batches', 'LanguageModel', 'RoomyLayer', 'plain_attention', 'write_on',
-           'shared_beginnings', 'token_logprobs', 'lora_config', 'per_process', 'trainer_defaults', 'in_four_bits']
+           'whole_sentences', 'shared_beginnings', 'token_logprobs', 'lora_config', 'per_process', 'trainer_defaults',
+           'in_four_bits']
 
 # %% ../nbs/02_model.ipynb #7227133b
-import copy, ctypes, functools, hashlib, json, os, shutil, subprocess, sys, tempfile, zipfile
+import copy, ctypes, functools, hashlib, json, os, re, shutil, subprocess, sys, tempfile, zipfile
 from dataclasses import dataclass
 from pathlib import Path
 import numpy as np
@@ -179,6 +180,10 @@ class Completion:
     text: str        # decoded without special tokens, stripped
     tokens: int      # number of tokens, the end token included
     finished: bool   # whether the model ended its turn before `max_tokens`
+    @property
+    def whole(self) -> str:
+        "The text; of an answer that was cut off at `max_tokens` its whole sentences: what judges and critics are shown"
+        return self.text if self.finished else whole_sentences(self.text)
 
 @dataclass
 class Score:
@@ -418,6 +423,15 @@ def sample(self: LanguageModel,
             out[i] = Completion(text, len(new), finished)
     for_batches([len(r) for r in rows], batch_size, work, desc)
     return out
+
+# %% ../nbs/02_model.ipynb #fa570010
+_ENDS = re.compile(r"""^\s*\d+\.|([.!?…]["'”’)\]*_]*)(?=\s|\Z)|(?<=[^\s:])(?=[ \t]*\n)""", re.MULTILINE)
+
+def whole_sentences(text: str, least: float = 0.25) -> str:
+    "A text that was cut off, up to its last whole sentence or line; as it is where that would leave less than the share `least`"
+    ends = [m.end() for m in _ENDS.finditer(text) if m[1] or not m[0]]  # a list's number ends nothing
+    return text[:ends[-1]] if ends and ends[-1] >= least*len(text) else text
+
 
 # %% ../nbs/02_model.ipynb #5c55d627
 @patch

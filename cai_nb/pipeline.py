@@ -694,8 +694,8 @@ def helpful_answers(run, records):
                 "kind": p["kind"],
                 "category": p["category"],
                 "prompt": d,
-                "finished": a.finished,
-                "completion": [{"role": "assistant", "content": a.text}],
+                "finished": a.finished or a.whole != a.text,  # whole sentences have an end to learn
+                "completion": [{"role": "assistant", "content": a.whole}],
                 "model": lm.id,
                 "seed": run.recipe.seed,
             }
@@ -925,6 +925,7 @@ def ppo_arguments(recipe, parameters=0):
         "cliprange": o.clip,
         "cliprange_value": o.clip,
         "normalize_scores": False,
+        "whole_sentences": True,
         "missing_eos_penalty": o.missing_end,
         "seed": recipe.seed,
         "save_strategy": "steps",

@@ -29,7 +29,7 @@ from transformers import GenerationConfig, PreTrainedModel, Trainer
 from transformers import TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer_utils import EvalPrediction
 from .dialogue import assistant, render, user
-from .model import give_back, load_pretrained, write_on
+from .model import give_back, load_pretrained, whole_sentences, write_on
 from .ppo_math import PPOError, RewardError, AdaptiveKL, entropy, explained_variance, gae, kl_k1, kl_k3, masked_mean
 from .ppo_math import masked_whiten, policy_loss, token_rewards, value_loss
 
@@ -320,6 +320,7 @@ class PPOConfig(TrainingArguments):
     reward_std: float | None = _opt(None, "Its standard deviation; None: measured on the first rollout.")
     reward_weights: list[float] | None = _opt(None, "Weight of each reward function; None: 1 each.")
     score_clip: float | None = _opt(None, "Normalised scores are cut to ± this; None: not at all.")
+    whole_sentences: bool = _opt(False, "Show the reward functions a completion without an end token up to its last whole sentence.")
     missing_eos_penalty: float = _opt(0.0, "Taken from the normalised score of a completion without an end token.")
     num_samples: int = _opt(4, "Prompts (the first of the evaluation set, else of the training set) shown in samples.jsonl.")
     sample_rollouts: int = _opt(10, "Write such samples every so many rollouts and at the end; 0: never.")
@@ -591,7 +592,8 @@ def judge(self: PPOTrainer, rows) -> list[dict]:
     "Score each row (in place) by every reward function; `raw` is their weighted sum"
     ours = {"row", "prompt", "prompt_ids", "completion_ids", "finished", "completion"}
     columns = {k: [r[k] for r in rows] for k in (rows[0] if rows else ()) if k not in ours}
-    scores = [call_reward(f, [r["prompt"] for r in rows], [r["completion"] for r in rows], columns) for f in self.reward_funcs]
+    shown = [whole_sentences(r["completion"]) if self.args.whole_sentences and not r["finished"] else r["completion"] for r in rows]
+    scores = [call_reward(f, [r["prompt"] for r in rows], shown, columns) for f in self.reward_funcs]
     for row, each in zip(rows, zip(*scores)): row |= {"raw": sum(w*s for w, s in zip(self.weights, each)), "each": each}
     return rows
 

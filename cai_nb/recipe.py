@@ -268,7 +268,7 @@ class SFTSection:
     helpful_samples: int = option(
         1, "the start model's own answers to each helpful prompt, mixed in; the paper: 2", low=0
     )
-    helpful_tokens: int = option(96, "longest helpful answer, in tokens; of a longer one the end is not learnt", low=8)
+    helpful_tokens: int = option(96, "longest helpful answer, in tokens; of a longer one its whole sentences are learnt", low=8)
     epochs: float = option(2.0, "passes over the examples; the paper: 1", low=0.0)
     learning_rate: float = option(2e-4, "of Adam; where the schedule falls, at its start", low=0, high=1)
     schedule: str = option("constant", "of the learning rate: constant (the paper) or falling to 0", choices=("constant", "linear", "cosine"))

@@ -120,7 +120,7 @@ class RevisionConfig:
 def _sample(model, dialogues, c, keys, max_tokens, desc):
     temperature = c.temperature if desc == "responses" else c.critic_temperature
     done = model.sample(dialogues, max_tokens=max_tokens, temperature=temperature, seed=c.seed, keys=keys, batch_size=c.batch_size, desc=desc)
-    return [d.text for d in done]
+    return [d.whole for d in done]
 
 def revise_round(critic, prompts, responses, principles, c: RevisionConfig, round: int, judge=None):
     "One critique and one revision for each response: a list of steps"

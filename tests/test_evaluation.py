@@ -41,6 +41,7 @@ from cai_nb.evaluation import (
     win_rate,
     win_rows,
 )
+from cai_nb.model import Completion
 
 PAPER = Path(__file__).resolve().parents[2] / "shared" / "data" / "paper-samples"
 
@@ -308,7 +309,7 @@ class Model:
     def sample(self, prompts, keys, **settings):
         self.keys += keys
         assert settings["temperature"] == 0.7
-        return [SimpleNamespace(text=self.say(p[-1]["content"]), tokens=3, finished=True) for p in prompts]
+        return [Completion(self.say(p[-1]["content"]), 3, True) for p in prompts]
 
 
 PROMPTS = [{"id": f"{kind}-{i}", "kind": kind, "category": "c", "prompt": f"{kind} question {i} about {t}?"}
@@ -362,6 +363,17 @@ def samples():
         return "I'm sorry, but I can't help with that."
 
     return sample_answers({"start": Model(good), "wall": Model(wall), "again": Model(good)}, PROMPTS, samples=2)
+
+
+def test_an_answer_that_was_cut_off_is_judged_by_its_whole_sentences_and_the_rest_is_kept():
+    class Wordy(Model):
+        def sample(self, prompts, **kwargs):
+            said = super().sample(prompts, **kwargs)
+            return [Completion("It is blue. Because the", c.tokens, i > 0) for i, c in enumerate(said)]
+
+    cut, done = sample_answers({"a": Wordy(str)}, PROMPTS[:2])["a"]
+    assert (cut["completion"], cut["cut"], cut["finished"]) == ("It is blue.", " Because the", False)
+    assert (done["completion"], done["cut"], done["finished"]) == ("It is blue. Because the", "", True)
 
 
 def test_a_model_that_refuses_everything_is_seen_through(samples):

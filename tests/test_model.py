@@ -6,11 +6,13 @@ import zipfile
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from tiny import tiny_folder
 
 import cai_nb.model as m
 from cai_nb.dialogue import assistant, user
-from cai_nb.model import LanguageModel, ModelError
+from cai_nb.model import Completion, LanguageModel, ModelError, whole_sentences
 
 ASKED = [
     [user("Hi?")],
@@ -225,3 +227,19 @@ def test_layers_that_look_through_a_window_are_left_to_generate():
     said = m.write_on(windowed, ids, torch.ones_like(ids), numbers, [1], 0)
     whole = windowed(ids if len(said[0]) == 1 else torch.cat([ids[:1], torch.tensor([said[0][:-1]])], 1), use_cache=False).logits[0, -1]
     assert int(m.token_at(torch.tensor(numbers[0, len(said[0]) - 1:][:1]), whole[None])) == said[0][-1]  # with no cache at all
+
+
+@given(st.lists(st.sampled_from(["Go", " home", ".", "?", "\n", "\n\n", "1.", "2. ", ":", " ", "…", '"', "e"]), max_size=30).map("".join))
+def test_whole_sentences_are_a_beginning_and_not_a_small_one(text):
+    kept = whole_sentences(text)
+    assert text.startswith(kept) and 4*len(kept) >= len(text)
+    assert Completion(text, 1, True).whole == text and Completion(text, 1, False).whole == kept
+
+
+@pytest.mark.parametrize("text, kept", [
+    ("Do this. Then", "Do this."), ("In 2024. And", "In 2024."), ("At 3.5 per cent. And", "At 3.5 per cent."), ('"Go!" she', '"Go!"'),
+    ("Two:\n\n1. Ask.\n2. Wri", "Two:\n\n1. Ask."), ("Two:\n- Ask\n- Wri", "Two:\n- Ask"), ("So:\n\n1. A lon", "So:\n\n1. A lon"), ("no end", "no end"),
+    ("No. But since you would", "No. But since you would"), ("**Done.** An", "**Done.**"), ("", ""),
+])
+def test_where_a_cut_off_text_ends(text, kept):
+    assert whole_sentences(text) == kept

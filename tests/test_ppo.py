@@ -16,6 +16,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, TrainerCallback
 
 from cai_nb import ppo
+from cai_nb.dialogue import user
 from cai_nb.ppo import PPOConfig, PPOError, PPOTrainer, RewardError
 from cai_nb.ppo_math import optimal_policy
 
@@ -791,6 +792,20 @@ def test_rewards_see_text_and_columns_and_are_weighted(tmp_path):
     with pytest.raises(RewardError, match="reward_weights"):
         trainer(tmp_path, reward=[first, first], reward_weights=[1.0])
     with pytest.raises(RewardError, match="score"): trainer(tmp_path, reward=3)
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_rewards_see_the_whole_sentences_of_what_was_cut_off(tmp_path, whole):
+    seen = []
+
+    def spy(prompts, completions):
+        seen.extend(completions)
+        return [0.0]*len(completions)
+    run = trainer(tmp_path, reward=spy, whole_sentences=whole)
+    rows = [{"row": i, "prompt": [user("q")], "completion": "Go home. Then", "finished": f} for i, f in enumerate((True, False))]
+    run.judge(rows)
+    assert seen == ["Go home. Then", "Go home." if whole else "Go home. Then"]
+    assert [r["completion"] for r in rows] == ["Go home. Then"]*2  # what is learnt from stays as it was sampled
 
 
 def test_a_classification_model_reads_text_with_its_own_tokenizer(tmp_path):
