@@ -1,8 +1,8 @@
 """What judges see in an answer that was cut off: all of its text, or its whole sentences.
 
-    python benchmarks/cut_off.py RUN [--samples 8] [--json OUT]
+    python benchmarks/cut_off.py RUN [--policy start] [--samples 8] [--json OUT]
 
-SL-CAI of the run answers the held-out prompts several times. Each answer is scored by the judge that labelled the comparisons, by
+A model of the run answers the held-out prompts several times. Each answer is scored by the judge that labelled the comparisons, by
 the preference model, by the evaluation's probe and by its readable checks. Two judges that mean the same thing should order the
 answers to one prompt alike; what is printed are their correlations within prompts, with all of the text (`text`) and with the whole
 sentences of answers that were cut off (`whole`), and the same for two things that say nothing about content: whether an answer was
@@ -33,12 +33,13 @@ def within(x, n):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", metavar="RUN")
+    parser.add_argument("--policy", default="start", choices=("start", "sl-cai", "rl-cai"), help="whose answers (start)")
     parser.add_argument("--samples", type=int, default=8, metavar="N", help="answers to a prompt (8)")
     parser.add_argument("--json", metavar="OUT")
     args = parser.parse_args()
     run, n = Run(Path(args.run), load_recipe(args.run)), args.samples
     e, asked = run.recipe.evaluation, prompts_of(run, part="heldout")
-    said = model_of(run, "sl-cai").sample(
+    said = model_of(run, args.policy).sample(
         [[user(p["prompt"])] for p in asked for _ in range(n)], e.max_tokens, e.temperature, seed=run.recipe.seed,
         keys=[f"{p['id']}/{k}" for p in asked for k in range(n)], batch_size=e.batch_size, desc="answers",
     )  # fmt: skip
@@ -78,7 +79,7 @@ def main():
     for table in (rows, best):
         show(table)
         print()
-    write(args.json, rows=rows, best=best, run=run.folder.name, samples=n)
+    write(args.json, rows=rows, best=best, run=run.folder.name, policy=args.policy, samples=n)
 
 
 if __name__ == "__main__":

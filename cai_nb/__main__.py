@@ -30,6 +30,7 @@ from cai_nb.pipeline import (
     Run,
     RunError,
     critic_adapter,
+    fingerprints,
     machine,
     measure_machine,
     parts_of,
@@ -67,6 +68,16 @@ class Parser(argparse.ArgumentParser):
             given = message.split("'")[1]
             message = f'no command "{visible(given)}": {nearest(given, COMMANDS)}'
         raise RunError(f"{message} (see {self.prog} --help)")
+
+    def parse_args(self, args=None, namespace=None):
+        found, extra = self.parse_known_args(args, namespace)
+        if extra:
+            mine = self.commands[found.command]
+            options = [o for action in mine._actions for o in action.option_strings if o.startswith("--")]
+            word = next((w for w in extra if w.startswith("-")), extra[0])
+            known = nearest(word.partition("=")[0], options) if word.startswith("-") else "one word too many"
+            raise RunError(f'{"no option" if word.startswith("-") else "what is"} "{visible(word)}": {known} (see {mine.prog} --help)')
+        return found
 
 
 COMMANDS = {
@@ -171,6 +182,7 @@ def parser():
     )
     top.add_argument("--version", action="version", version=f"cai-nb {__version__}")
     subs = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    top.commands = subs.choices
     for name, text in COMMANDS.items():
         sub = subs.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
         if name in ("run", "warm-up", "recipe", *(s.command for s in STAGES), "report"):
@@ -205,6 +217,7 @@ def run_command(args):
     "run, a stage alone, or report"
     recipe, out = resolve(args)
     if getattr(args, "dry_run", False):
+        fingerprints(recipe)  # reads its constitutions and prompt files: a plan for files that are not there is none
         print(plan_text(recipe, measure_machine(recipe) if args.measure else None))
         return 0
     if args.command == "report":

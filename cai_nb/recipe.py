@@ -112,6 +112,7 @@ def convert(leaf, kind, key, meta=MappingProxyType({})):
         items = value if isinstance(value, list) else [value]
         return tuple(convert(Leaf(v, where), get_args(kind)[0], key, meta) for v in items)
     if get_origin(kind) is dict:
+        value = {value: Leaf(1.0, where)} if isinstance(value, str) and value else value  # one name alone has all the weight
         if not isinstance(value, dict) or not value:
             raise RecipeError(f"{where}: '{key}' needs names with weights, such as {{harmlessness: 1.0}}")
         return {k: convert(v, get_args(kind)[1], f"{key}.{k}", meta) for k, v in value.items()}
