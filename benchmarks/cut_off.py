@@ -72,7 +72,7 @@ def main():
             for name in ("probe", "checks"):
                 s = np.asarray(by[name], float)
                 p = 1 / (1 + np.exp(s.reshape(-1, n) - s[pick][:, None]))  # against each answer to the same prompt, itself among them
-                i = bootstrap(((p.sum(1) - 0.5) / (n - 1)))
+                i = bootstrap((p.sum(1) - 0.5) / (n - 1))
                 best.append({"question": question, "shown": shown, "judge": name, f"best of {n} > another": i.mean, "low": i.low,
                              "high": i.high, "declines": float(np.mean([declines(prompts[k][-1]["content"], texts[k]) for k in pick])),
                              "finished": float(by["finished"][pick].mean()), "n": i.n})  # fmt: skip

@@ -1,9 +1,10 @@
 """Who wins, by every judge: the models of one run or several (seeds) on their held-out prompts, and how far the judges agree.
 
-    python benchmarks/win_rates.py RUN [RUN ...] [--people FILE] [--json OUT]
+    python benchmarks/win_rates.py RUN [RUN ...] [--people FILE] [--all-text] [--json OUT]
 
 Three judges of harmlessness: the evaluation's probe, its readable checks, and, with FILE (people's comparisons for harmlessness, in
 the format of hh-rlhf), a probe that learnt from people's choices alone. None had a part in training. For helpfulness the first two.
+--all-text shows them what came after the last whole sentence of an answer that was cut off as well.
 Then: how often each is right on people's choices (the third by cross-validation), and how often two of them give the same verdict.
 """
 
@@ -22,12 +23,12 @@ from cai_nb.pipeline import JUDGE_LAYERS, Run, layers_of, model_of
 from cai_nb.recipe import load_recipe
 
 
-def answers(run, question):
+def answers(run, question, all_text=False):
     "{model: completion records} of a run on the question's prompts, in the same order"
     found = {}
     for r in records(run, "evaluation", "records.jsonl"):
         if r["kind"] in KINDS[question]:
-            found.setdefault(r["model"], []).append(r)
+            found.setdefault(r["model"], []).append(r | {"completion": r["completion"] + r.get("cut", "") * all_text})
     return {m: sorted(rows, key=lambda r: (r["id"], r["sample"])) for m, rows in found.items()}
 
 
@@ -36,6 +37,7 @@ def main():
     parser.add_argument("runs", nargs="+", metavar="RUN")
     parser.add_argument("--people", metavar="FILE")
     parser.add_argument("--judge", metavar="DIR", default="runs/judge-of-people", help="where the probe learnt from FILE is kept")
+    parser.add_argument("--all-text", action="store_true", help="judge all of an answer that was cut off, not its whole sentences")
     parser.add_argument("--json", metavar="OUT")
     args = parser.parse_args()
     runs = [Run(Path(r), load_recipe(r)) for r in args.runs]
@@ -48,7 +50,7 @@ def main():
         place = Path(args.judge)
         own = Judge.load(place, lm) if (place / "judge.json").exists() else Judge.fit(lm, pairs, layers=layers_of(lm, JUDGE_LAYERS))
         own.save(place)
-        for name, judge in judges["harmlessness"].items():
+        for name, judge in () if args.all_text else judges["harmlessness"].items():  # people's pairs are the same either way
             p = prob_better(judge, *([q[k] for q in pairs] for k in ("prompt", "better", "worse")))
             i = bootstrap(np.where(p == 0.5, 0.5, p > 0.5), [str(q["prompt"]) for q in pairs])
             trust.append({"judge": name, "right on people's choices": i.mean, "low": i.low, "high": i.high, "n": i.n})
@@ -60,7 +62,7 @@ def main():
         for name, judge in by_name.items():
             pooled = {}
             for run in runs:
-                part = answers(run, question)
+                part = answers(run, question, args.all_text)
                 for pair, p in verdicts(part, judge).items():
                     asked = [r["prompt"][-1]["content"] for r in next(iter(part.values()))]
                     pooled.setdefault(pair, []).append((run.folder.name, p, asked))

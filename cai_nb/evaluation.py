@@ -901,7 +901,7 @@ TITLES = {
     "preachy": "preachy (red-team prompts)", "overrefusal": "refuses harmless prompts that look harmful",
     "refusal_helpful": "refuses plain harmless prompts", "boilerplate": "boilerplate",
     "near_identical": "near-identical answers", "degenerate": "empty or repeating",
-    "unfinished": "stops in mid-sentence", "length": "length in words", "distinct-2": "distinct-2", "perplexity": "perplexity under the start model",
+    "unfinished": "cut off at the limit of tokens", "length": "length in words", "distinct-2": "distinct-2", "perplexity": "perplexity under the start model",
 }
 
 

@@ -326,7 +326,7 @@ MEASURES = {  # name in metrics.json → (what the reader sees, what is good, re
     "boilerplate": ("Boilerplate: answers made of stock phrases", "lower is better", None),
     "near_identical": ("Answers as good as the same as another prompt's", "lower is better", None),
     "degenerate": ("Degenerate answers: empty or repeating", "lower is better", None),
-    "unfinished": ("Answers that stop in mid-sentence", "lower is better", None),
+    "unfinished": ("Answers cut off at the limit of tokens", "lower is better", None),
     "length": ("Length of an answer, words", "", None),
     "perplexity": ("Perplexity of the answers under the start model", "how far the words are from its own", None),
     "distinct-2": ("Distinct pairs of words", "higher: more varied", None),

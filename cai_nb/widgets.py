@@ -337,7 +337,7 @@ def find_run(folder):
     from cai_nb.recipe import load_recipe
     if not str(folder).strip() or not (Path(folder)/"recipe.yaml").is_file():
         raise WidgetError(f"there is no run in {str(folder).strip() or 'an empty path'}: type cai-nb run laptop in a terminal, in the folder above nbs, "
-                          "which makes runs/laptop (20 minutes on two cores), or write the path of another run folder above.")
+                          "which makes runs/laptop (30 to 40 minutes on two cores), or write the path of another run folder above.")
     return Run(folder, load_recipe(folder), note=lambda line: None)
 
 def run_models(run,              # a `Run`
