@@ -148,7 +148,8 @@ def test_malformed_recipes_give_errors_and_never_tracebacks():
 
 
 def test_the_plan_grows_with_the_work():
-    small, large = plan(load_recipe("laptop")), plan(load_recipe("laptop", ["prompts.n_redteam=192"]))
+    n = load_recipe("laptop").prompts.n_redteam
+    small, large = plan(load_recipe("laptop")), plan(load_recipe("laptop", [f"prompts.n_redteam={2 * n}"]))
     assert large["seconds"] > 1.2 * small["seconds"]
     full, lora = (plan(load_recipe("laptop", [f"sft.lora_rank={r}"])) for r in (0, 16))
     row = {
