@@ -925,7 +925,7 @@ def ppo_arguments(recipe, parameters=0):
         "cliprange": o.clip,
         "cliprange_value": o.clip,
         "normalize_scores": False,
-        "whole_sentences": True,
+        "whole_sentences": True,  # as the preference model learnt them
         "missing_eos_penalty": o.missing_end,
         "seed": recipe.seed,
         "save_strategy": "steps",
