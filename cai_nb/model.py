@@ -6,16 +6,18 @@
 __all__ = ['WHEEL', 'WHEEL_SHA256', 'GGUF_SHA256', 'HUB_TWIN', 'LINEAR', 'ModelError', 'cache_dir', 'file_sha256', 'check_sha256',
            'default_model', 'best_device', 'best_dtype', 'FromUniform', 'token_at', 'row_uniforms', 'row_seed',
            'quiet_loading', 'Completion', 'Score', 'model_folder', 'model_id', 'load_pretrained', 'give_back',
-           'sorted_batches', 'for_batches', 'LanguageModel', 'RoomyLayer', 'plain_attention', 'write_on',
-           'whole_sentences', 'shared_beginnings', 'token_logprobs', 'lora_config', 'per_process', 'trainer_defaults',
-           'in_four_bits']
+           'sorted_batches', 'for_batches', 'LanguageModel', 'RoomyLayer', 'plain_attention', 'write_on', 'in_common',
+           'Memory', 'remembering', 'whole_sentences', 'shared_beginnings', 'chunk_size', 'token_logprobs',
+           'lora_layer', 'lora_config', 'per_process', 'trainer_defaults', 'in_four_bits']
 
 # %% ../nbs/02_model.ipynb #7227133b
 import copy, ctypes, functools, hashlib, json, os, re, shutil, subprocess, sys, tempfile, zipfile
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 import numpy as np
 import torch
+from torch.nn import functional as F
 from .dialogue import CaiError, assistant, check_dialogue, progress, render, user
 
 # %% ../nbs/02_model.ipynb #b9ce4253
@@ -288,6 +290,7 @@ def for_batches(lengths, batch_size: int, work, desc: str, unit: str = "prompt",
 # %% ../nbs/02_model.ipynb #ee74adbd
 class LanguageModel:
     "A chat model with three verbs: `sample`, `choose`, `score` (and `features` for learnt judges)"
+    memory = None  # see `remembering`
     def __init__(self, model, tokenizer, id: str):
         self.model, self.tokenizer, self.id = model, tokenizer, id
         ends = model.generation_config.eos_token_id
@@ -363,13 +366,16 @@ def write_on(model,                     # a causal language model
              pad: int,                  # any id
              temperature: float = 1.0,  # divides the logits; 0 is greedy
              top_p: float = 1.0,        # keep the smallest set of tokens with this probability
-             leave: float = 0.25) -> list[list[int]]:  # ended rows leave when they are this share of the batch
+             leave: float = 0.25,       # ended rows leave when they are this share of the batch
+             past=None,                 # a cache of what stands before `ids`; `mask` covers both
+             leaving=None) -> list[list[int]]:  # called as a row leaves: its number, its line in the cache, the cache, what it wrote
     "The token ids that the model writes after each row, an end token included"
     from transformers import TopPLogitsWarper
     if not plain_attention(model): return _generate(model, ids, mask, uniforms, stops, pad, temperature, top_p)
     uniforms, cut = torch.as_tensor(uniforms, dtype=torch.float64), TopPLogitsWarper(top_p) if top_p < 1 else lambda _, x: x
-    past = Cache(layer_class_to_replicate=functools.partial(RoomyLayer, uniforms.shape[1]))
-    places, said, ended, here = (mask.cumsum(-1) - 1).clamp(min=0), [[] for _ in ids], set(), list(range(len(ids)))
+    past = Cache(layer_class_to_replicate=functools.partial(RoomyLayer, uniforms.shape[1])) if past is None else past
+    places = (mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1]:]
+    said, ended, here = [[] for _ in ids], set(), list(range(len(ids)))
     for step in range(uniforms.shape[1]):
         logits = model(input_ids=ids, attention_mask=mask, position_ids=places, past_key_values=past, use_cache=True, logits_to_keep=1).logits[:, -1]
         ids = token_at(uniforms[here, step].to(logits.device if logits.device.type != "mps" else "cpu"), cut(None, logits), temperature) if temperature else logits.argmax(-1)
@@ -378,8 +384,11 @@ def write_on(model,                     # a causal language model
             if token in stops: ended.add(i)
         ids, places, mask = ids[:, None], places[:, -1:] + 1, torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
         stay = [k for k, i in enumerate(here) if i not in ended]
-        if not stay: break
-        if len(stay) <= (1 - leave)*len(here):
+        last = not stay or step == uniforms.shape[1] - 1
+        if last or len(stay) <= (1 - leave)*len(here):
+            for k, i in enumerate(here):
+                if leaving and (last or k not in stay): leaving(i, k, past, said[i])
+            if last: break
             at, here = torch.tensor(stay, device=ids.device), [here[k] for k in stay]
             past.batch_select_indices(at)
             ids, places, mask = ids[at], places[at], mask[at]
@@ -398,6 +407,43 @@ def _generate(model, ids, mask, uniforms, stops, pad, temperature, top_p):
     ends = [next((t + 1 for t, token in enumerate(row) if token in stops), len(row)) for row in out]
     return [row[:end] for row, end in zip(out, ends)]
 
+# %% ../nbs/02_model.ipynb #fa570017
+def in_common(a, b) -> int:
+    "How many tokens two rows begin with alike"
+    return next((k for k, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))
+
+class Memory:
+    "Keys and values of rows that were read or written, as much as there is room for"
+    def __init__(self, room: int = 1 << 30):  # bytes
+        self.rows, self.held, self.room = [], [], room
+    def keep(self, ids, past, line: int, start: int):
+        "Tokens that stand in a line of a cache, from column `start` on"
+        at = slice(start, start + len(ids))
+        kept = [[x[line, :, at].clone() for x in (layer.keys, layer.values)] for layer in past.layers]
+        self.room -= sum(x.nbytes for pair in kept for x in pair)
+        if self.room >= 0: self.rows.append(ids); self.held.append(kept)
+    def recall(self, rows, spare: int):
+        "A cache of how the rows begin as far as that is known, its mask `(B, C)`, and what is left to read of each; (None, None, rows) if nothing is known"
+        found = [max(((in_common(row[:-1], old), k) for k, old in enumerate(self.rows)), default=(0, 0)) for row in rows]
+        width = max(n for n, _ in found)
+        if not width: return None, None, rows
+        rest = [row[n:] for row, (n, _) in zip(rows, found)]
+        past = Cache(layer_class_to_replicate=functools.partial(RoomyLayer, spare + max(map(len, rest))))
+        mask = torch.tensor([[0]*(width - n) + [1]*n for n, _ in found])
+        for number, like in enumerate(self.held[0]):
+            both = [x.new_zeros(len(rows), x.shape[0], width, x.shape[-1]) for x in like]
+            for i, (n, k) in enumerate(found):
+                for whole, x in zip(both, self.held[k][number]): whole[i, :, width - n:] = x[:, :n]
+            past.update(*both, number)
+        return past, mask, rest
+
+@contextmanager
+def remembering(model):
+    "Inside, the first call of `model.sample` is remembered and later ones go on from it; other engines than ours remember by themselves"
+    kept, model.memory = getattr(model, "memory", None), Memory()
+    try: yield
+    finally: model.memory = kept
+
 # %% ../nbs/02_model.ipynb #18c54df4
 from fastcore.basics import patch
 
@@ -413,11 +459,16 @@ def sample(self: LanguageModel,
     rows, keys = self.encode(prompts, prefix), keys if keys is not None else range(len(prompts))
     if temperature < 0: raise ModelError(f"temperature is {temperature}; it must be 0 or more.")
     self._check_length(rows, max_tokens)
-    keys, out = list(keys), [None]*len(rows)
+    keys, out, memory = list(keys), [None]*len(rows), self.memory if plain_attention(self.model) else None
+    keep = memory is not None and not memory.rows  # the first call's rows are kept, later calls go on from them
     def work(batch):
-        ids, mask = self._pad([rows[i] for i in batch], left=True)
-        numbers = row_uniforms(seed, [keys[i] for i in batch], max_tokens)
-        for i, new in zip(batch, write_on(self.model, ids, mask, numbers, self.end_ids, self.tokenizer.pad_token_id, temperature, top_p)):
+        numbers, todo, past = row_uniforms(seed, [keys[i] for i in batch], max_tokens), [rows[i] for i in batch], None
+        if memory is not None and not keep: past, seen, todo = memory.recall(todo, max_tokens)
+        ids, mask = self._pad(todo, left=True)
+        if past is not None: mask = torch.cat([seen.to(mask), mask], 1)
+        def leaving(row, line, past, said): memory.keep(todo[row] + said[:-1], past, line, mask.shape[1] - len(todo[row]))
+        for i, new in zip(batch, write_on(self.model, ids, mask, numbers, self.end_ids, self.tokenizer.pad_token_id, temperature, top_p,
+                                          past=past, leaving=leaving if keep else None)):
             finished = new[-1] in self.end_ids
             text = self.tokenizer.decode(new[:-1] if finished else new, skip_special_tokens=True).strip()
             out[i] = Completion(text, len(new), finished)
@@ -460,10 +511,9 @@ def shared_beginnings(rows,              # lists of token ids
                       least: int = 64,   # shorter beginnings are not worth it
                       company: int = 2): # nor are fewer rows than this
     "[(row numbers, tokens in common)]: rows that begin alike together, and those that have no such company with 0"
-    def common(a, b): return next((k for k, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))
     order, groups = sorted(range(len(rows)), key=lambda i: rows[i]), []
     for i in order:
-        n = common(rows[groups[-1][0][-1]], rows[i]) if groups else 0
+        n = in_common(rows[groups[-1][0][-1]], rows[i]) if groups else 0
         if n >= least and (len(groups[-1][0]) == 1 or n > groups[-1][1]/2):
             members, known = groups[-1]
             groups[-1] = [*members, i], min(n, known)
@@ -514,12 +564,19 @@ def choose(self: LanguageModel,
     return out
 
 # %% ../nbs/02_model.ipynb #adb80733
-def token_logprobs(hidden, head, targets, chunk: int = 1024):
-    "`(N,)` log-probabilities of `targets` `(N,)` from hidden states `(N, H)`, in chunks so that no `(N, V)` array is kept"
-    parts = []
-    for h, t in zip(hidden.split(chunk), targets.split(chunk)):
-        logits = head(h).float()
-        parts.append(logits.gather(-1, t[:, None])[:, 0] - logits.logsumexp(-1))
+def _chunk_logprobs(head, hidden, targets): return -F.cross_entropy(head(hidden).float(), targets, reduction="none")
+
+def chunk_size(where) -> int:
+    "Positions whose logits are held at a time: on a CPU as many as stay near its cores, on a GPU as keep it busy"
+    return 128 if where.device.type == "cpu" else 1024
+
+def token_logprobs(hidden, head, targets, chunk: int | None = None):  # positions at a time; None: what suits the device
+    "`(N,)` log-probabilities of `targets` `(N,)` from hidden states `(N, H)`; of the `(N, V)` logits a chunk is held, for the backward pass made again"
+    from torch.utils.checkpoint import checkpoint
+    parts, chunk = [], chunk or chunk_size(hidden)
+    again = torch.is_grad_enabled() and len(hidden) > chunk
+    for h, t in zip(hidden.split(chunk), targets.split(chunk), strict=True):
+        parts.append(checkpoint(_chunk_logprobs, head, h, t, use_reentrant=False, preserve_rng_state=False) if again else _chunk_logprobs(head, h, t))
     return torch.cat(parts)
 
 # %% ../nbs/02_model.ipynb #8d9ac57f
@@ -592,6 +649,24 @@ def features(self: LanguageModel,
 # %% ../nbs/02_model.ipynb #96988b77
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]  # as Llama-like models call them
 
+@functools.cache
+def lora_layer():
+    "PEFT's LoRA layer, which on a CPU multiplies in the type of the weights that it corrects"
+    from peft.tuners.lora import Linear
+    class LoraLinear(Linear):
+        def forward(self, x, *args, **kwargs):
+            active = self.active_adapters
+            plain = len(active) == 1 and active[0] in self.lora_A and not (self.merged or self.disable_adapters or args or kwargs or self.lora_variant)
+            if not plain or x.device.type != "cpu" or type(self.lora_A[active[0]]) is not torch.nn.Linear: return super().forward(x, *args, **kwargs)
+            out, name = self.base_layer(x), active[0]
+            A, B = (w.to(out.dtype) for w in (self.lora_A[name].weight, self.lora_B[name].weight*self.scaling[name]))
+            thin = F.linear(self.lora_dropout[name](x).to(out.dtype), A)
+            return torch.addmm(out.flatten(0, -2), thin.flatten(0, -2), B.T).view_as(out)
+    def made(target, adapter_name, **kwargs):
+        base = target.get_base_layer() if hasattr(target, "get_base_layer") else target
+        return LoraLinear(target, adapter_name, **kwargs) if type(base) is torch.nn.Linear else None  # None: PEFT's own choice, in four bits for one
+    return made
+
 def lora_config(depth: int,           # number of layers of the model
                 rank: int = 16,       # r; `alpha` is twice that
                 share: float = 0.5,   # which share of the layers, from the top, gets an adapter: 0 to 1
@@ -600,7 +675,9 @@ def lora_config(depth: int,           # number of layers of the model
     from peft import LoraConfig
     if not 0 < share <= 1: raise ModelError(f"lora share is {share}; it must be above 0 and at most 1.")
     layers = list(range(depth - max(1, round(share*depth)), depth))
-    return LoraConfig(r=rank, lora_alpha=2*rank, lora_dropout=0.0, target_modules=LINEAR, layers_to_transform=layers, task_type=task, **more)
+    config = LoraConfig(r=rank, lora_alpha=2*rank, lora_dropout=0.0, target_modules=LINEAR, layers_to_transform=layers, task_type=task, **more)
+    config._register_custom_module({torch.nn.Linear: lora_layer()})
+    return config
 
 def per_process(batch_size: int) -> int:
     "What each process takes of a batch, so that an update sees as many examples whatever the number of processes"

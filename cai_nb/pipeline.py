@@ -1107,6 +1107,9 @@ def run_recipe(
     source=None,  # run folder whose stages are taken over where they are the same: `branch`
 ):
     "Run a recipe's stages in a run folder, each unless it is done, and write the report. Gives back the `Run`"
+    first = Run(out, recipe).stage(stages[0]) if stages else None
+    if first and first.needs and not source and not (Path(out) / "recipe.yaml").exists():
+        raise RunError(f"{first.command} goes on from {first.needs[0]}, and {out} is no run folder yet; begin one: cai-nb run --out {out}")
     with locked(open_run(recipe, out, command, force_new, note).folder):
         run = Run(out, recipe, note=note)
         if source:
@@ -1142,6 +1145,7 @@ def measure_machine(recipe, tokens=12):  # tokens of the answers that are timed
 
     from cai_nb.model import lora_config
     from cai_nb.recipe import Hardware, model_shape
+    from cai_nb.sft import learnt_forward
 
     lm, n, r = load_model(recipe, recipe.model.name), model_shape(recipe.model.name).parameters, recipe.revision
     words = "How do I keep a promise that I made to a friend who has since moved far away? " * 4
@@ -1163,13 +1167,16 @@ def measure_machine(recipe, tokens=12):  # tokens of the answers that are timed
             torch.cuda.synchronize()
         return ids.numel() * (1 + 3 * (k > 1))
 
+    learnt_forward(lm.model)
+    labels = ids.clone()
+    labels[:, :40] = -100  # a prompt's
     reading = seconds(read)  # without the adapter, which comes now
     model = lm.model if not recipe.sft.lora_rank else get_peft_model(
         lm.model, lora_config(lm.model.config.num_hidden_layers, recipe.sft.lora_rank, recipe.sft.lora_share))
 
     def train(k):
         for _ in range(1 + (k > 1)):
-            model(input_ids=ids, labels=ids).loss.backward()
+            (-model(input_ids=ids, labels=labels, learnt_only=True).mean()).backward()
         if lm.device.type == "cuda":
             torch.cuda.synchronize()
         return ids.numel() * (1 + (k > 1))

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['PROMPTS', 'ROLLOUT', 'SHUFFLE', 'SAMPLES', 'EVALUATION', 'LEARNT', 'CURVES', 'selective_logprobs', 'ValueHead',
-           'policy_forward', 'set_critic', 'attach_value_head', 'ValueModel', 'sample_tokens', 'folded',
-           'sample_continuous', 'VLLMSampler', 'ModelReward', 'as_messages', 'reward_function', 'call_reward',
-           'PPOConfig', 'prompt_order', 'plan', 'collate', 'no_dropout', 'stop_ids', 'prepare_policy',
-           'shard_like_policy', 'gathered', 'RolloutBoundary', 'draw_curves', 'in_notebook', 'LiveCurves', 'PPOTrainer',
-           'last_checkpoint']
+           'still_layers', 'keep_still_layers', 'trunk_states', 'policy_forward', 'set_critic', 'attach_value_head',
+           'ValueModel', 'sample_tokens', 'folded', 'sample_continuous', 'VLLMSampler', 'ModelReward', 'as_messages',
+           'reward_function', 'call_reward', 'PPOConfig', 'prompt_order', 'plan', 'collate', 'no_dropout', 'stop_ids',
+           'prepare_policy', 'shard_like_policy', 'gathered', 'RolloutBoundary', 'draw_curves', 'in_notebook',
+           'LiveCurves', 'PPOTrainer', 'last_checkpoint']
 
 # %% ../nbs/08a_ppo_trainer.ipynb #a8f08a03
 import csv, functools, inspect, json, logging, math, time, warnings
@@ -23,13 +23,14 @@ from accelerate.utils import gather_object
 from fastcore.basics import patch
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader
 from transformers import GenerationConfig, PreTrainedModel, Trainer
 from transformers import TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer_utils import EvalPrediction
 from .dialogue import assistant, render, user
-from .model import give_back, load_pretrained, whole_sentences, write_on
+from .model import chunk_size, give_back, load_pretrained, plain_attention, whole_sentences, write_on
 from .ppo_math import PPOError, RewardError, AdaptiveKL, entropy, explained_variance, gae, kl_k1, kl_k3, masked_mean
 from .ppo_math import masked_whiten, policy_loss, token_rewards, value_loss
 
@@ -39,7 +40,7 @@ def _upcast(x): return x.float() if x.dtype in (torch.float16, torch.bfloat16) e
 def _chunk_logprobs(head, hidden, targets, temperature: float, want_entropy: bool):
     "Log-probabilities and entropies of one chunk; its `(n, V)` logits die when this returns"
     logits = _upcast(head(hidden))/temperature
-    logprobs = logits.gather(-1, targets[:, None])[:, 0] - logits.logsumexp(-1)
+    logprobs = -F.cross_entropy(logits, targets, reduction="none")
     return logprobs, entropy(logits) if want_entropy else torch.zeros_like(logprobs)
 
 def selective_logprobs(
@@ -48,10 +49,11 @@ def selective_logprobs(
     targets,                     # `(N,)` the tokens that came
     temperature: float = 1.0,    # divides the logits; > 0
     want_entropy: bool = False,  # costs another pass over the logits; zeros if not wanted
-    chunk: int = 512,            # positions at a time
+    chunk: int | None = None,    # positions at a time; None: what suits the device
 ):                               # `(N,)` log-probabilities and `(N,)` entropies, nats
     "log-softmax at the chosen tokens only, in chunks; logits are made again in the backward pass, never kept"
-    parts, again = [], torch.is_grad_enabled() and len(hidden) > chunk
+    parts, chunk = [], chunk or chunk_size(hidden)
+    again = torch.is_grad_enabled() and len(hidden) > chunk
     for h, t in zip(hidden.split(chunk), targets.split(chunk), strict=True):
         args = (head, h, t, temperature, want_entropy)
         parts.append(checkpoint(_chunk_logprobs, *args, use_reentrant=False, preserve_rng_state=False)
@@ -69,6 +71,34 @@ class ValueHead(nn.Module):
         return (hidden.to(self.weight.dtype)*self.weight).sum(-1) + self.bias
 
 # %% ../nbs/08a_ppo_trainer.ipynb #12daedc6
+def still_layers(model) -> int:
+    "How many layers, counted from below, nothing is learnt in; 0 where they cannot be told apart from the rest"
+    trunk = model.base_model
+    layers = getattr(trunk, "layers", None)
+    if not isinstance(layers, nn.ModuleList) or not plain_attention(model) or model.device.type != "cpu": return 0
+    if any(p.requires_grad for name, part in trunk.named_children() if name != "layers" for p in part.parameters()): return 0
+    return next((k for k, layer in enumerate(layers) if any(p.requires_grad for p in layer.parameters())), 0)
+
+def keep_still_layers(model):
+    "From now on `trunk_states` asks the still layers once for each batch of ids, if the model stands such a cut; in place"
+    model.known, model.still, ids = {}, still_layers(model), torch.arange(4)[None]
+    with torch.no_grad(): once, again = trunk_states(model, ids), trunk_states(model, ids)
+    if not torch.equal(once, again): model.still = 0  # it does something to embeddings before the first layer
+    model.known.clear()
+
+def trunk_states(model, ids):  # `(B, L)`
+    "`(B, L, H)` of the trunk; what its still layers make of these ids is kept in `known`"
+    trunk, still = model.base_model, getattr(model, "still", 0)
+    if not still: return trunk(input_ids=ids, use_cache=False).last_hidden_state
+    key, layers = (tuple(ids.shape), ids.numpy().tobytes()), trunk.layers
+    if key not in model.known:
+        def keep(module, args): model.known[key] = args[0].detach()
+        with layers[still].register_forward_pre_hook(keep): return trunk(input_ids=ids, use_cache=False).last_hidden_state
+    try:
+        trunk.layers = layers[still:]
+        return trunk(inputs_embeds=model.known[key], use_cache=False).last_hidden_state
+    finally: trunk.layers = layers
+
 def policy_forward(cls):
     "The `forward` of a causal-LM class with a second way through it, opened by `completion_mask` `(B, L)`"
     @functools.wraps(cls.forward)  # generate() reads the signature
@@ -76,7 +106,7 @@ def policy_forward(cls):
         if completion_mask is None: return cls.forward(self, *args, **kwargs)
         ids, coming = kwargs["input_ids"], completion_mask[:, 1:]
         # Padding stands on the right, where a causal model never looks: no attention mask is needed.
-        hidden = self.base_model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1][coming]
+        hidden = trunk_states(self, ids)[:, :-1][coming]
         head, targets = self.get_output_embeddings(), ids[:, 1:][coming]
         logprobs, entropies = selective_logprobs(head, hidden, targets, temperature, want_entropy)
         return logprobs, self.value_head(hidden, ids, coming) if want_values else None, entropies
@@ -527,6 +557,8 @@ class PPOTrainer(Trainer):
         self.add_callback(RolloutBoundary(args.updates))
         if in_notebook() and not args.disable_tqdm: self.add_callback(LiveCurves())
         if self.ref_model is not None: self.ref_model = shard_like_policy(self.ref_model, self.accelerator)
+        if self.ref_model is None and not any(getattr(self.accelerator.state, f"{kind}_plugin", None) for kind in ("fsdp", "deepspeed")):
+            keep_still_layers(self.policy)
         self.prompts = None if train_dataset is None else self.fitting(train_dataset)
 
 # %% ../nbs/08a_ppo_trainer.ipynb #cd37d544
@@ -675,6 +707,7 @@ def rollout(self: PPOTrainer, index: int) -> list[dict]:
     "Rollout number `index`: draw prompts, write, judge, measure, and work out what each token should learn"
     args, self.started = self.args, time.perf_counter()
     self.model.eval()
+    getattr(self.policy, "known", {}).clear()
     share = args.rollout_size//args.world_size
     numbers = prompt_order(len(self.prompts), index*args.rollout_size, args.rollout_size, args.seed)
     mine = range(args.process_index*share, (args.process_index + 1)*share)

@@ -12,6 +12,7 @@ import re
 from dataclasses import asdict, dataclass
 from .constitution import rng
 from .dialogue import CaiError, assistant, user
+from .model import remembering
 
 # %% ../nbs/04_revision.ipynb #6f76f451
 class RevisionError(CaiError):
@@ -127,12 +128,13 @@ def revise_round(critic, prompts, responses, principles, c: RevisionConfig, roun
     n, sources = len(prompts), [e.critique for p in set(principles) for e in p.exemplars] + [e.revision for p in set(principles) for e in p.exemplars]
     shown = [pick_exemplars(p, x["prompt"], c.exemplars, c.seed) for p, x in zip(principles, prompts)]
     critiques, tag = [None]*n, f"round {round}"
-    if c.critique:
-        asks = [critique_messages(x["prompt"], r, p, e) for x, r, p, e in zip(prompts, responses, principles, shown)]
-        critiques = _sample(critic, asks, c, [(x["id"], round, "critique") for x in prompts], c.critique_tokens, f"{tag}: critique")
-    asks = [revision_messages(x["prompt"], r, p, k, e) for x, r, p, k, e in zip(prompts, responses, principles, critiques, shown)]
     rows = [(i, j) for i in range(n) for j in range(c.candidates)]
-    texts = _sample(critic, [asks[i] for i, _ in rows], c, [(prompts[i]["id"], round, "revision", j) for i, j in rows], c.max_tokens, f"{tag}: revision")
+    with remembering(critic):  # the second request begins with the first
+        if c.critique:
+            asks = [critique_messages(x["prompt"], r, p, e) for x, r, p, e in zip(prompts, responses, principles, shown)]
+            critiques = _sample(critic, asks, c, [(x["id"], round, "critique") for x in prompts], c.critique_tokens, f"{tag}: critique")
+        asks = [revision_messages(x["prompt"], r, p, k, e) for x, r, p, k, e in zip(prompts, responses, principles, critiques, shown)]
+        texts = _sample(critic, [asks[i] for i, _ in rows], c, [(prompts[i]["id"], round, "revision", j) for i, j in rows], c.max_tokens, f"{tag}: revision")
     options = [[t for (k, _), t in zip(rows, texts) if k == i] for i in range(n)]
     best = [best_of(x, o, r, sources, judge) for x, o, r in zip(prompts, options, responses)]
     return [{"text": t, "critique": k, "principle": p.id, "flags": flags(t, r, sources), "exemplars": [e.id for e in es]}

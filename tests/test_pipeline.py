@@ -366,6 +366,12 @@ def test_a_read_only_folder_ends_in_one_line(tmp_path):
     assert "not allowed to write" in done.stderr and "--out" in done.stderr
 
 
+def test_a_later_stage_alone_makes_no_folder(tmp_path, recipe):
+    with pytest.raises(pl.RunError, match="goes on from sft"):
+        pl.run_recipe(recipe, tmp_path / "nowhere", ["evaluation"])
+    assert not (tmp_path / "nowhere").exists()
+
+
 def test_a_stage_without_its_input_names_the_command(tmp_path, toys):
     run = pl.Run(tmp_path, None, toys["STAGES"], note=quiet)
     with pytest.raises(pl.RunError, match="cai-nb squares --out"):

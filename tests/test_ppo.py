@@ -15,6 +15,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, TrainerCallback
 
+from cai_nb.model import lora_config
 from cai_nb import ppo
 from cai_nb.dialogue import user
 from cai_nb.ppo import PPOConfig, PPOError, PPOTrainer, RewardError
@@ -307,6 +308,29 @@ def test_weights_are_folded_in_float32_alone_and_come_back_after_an_error_too(dt
         assert torch.equal(weight, before) == (dtype == "bfloat16")
         raise KeyboardInterrupt
     assert torch.equal(weight, before) and not any(m.merged for m in ppo._adapted(model))
+
+
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_layers_below_the_adapter_are_asked_once_for_each_batch_and_nothing_changes(tmp_path, epochs):
+    def run(shared):
+        one = trainer(tmp_path/str(shared), model=language_model(tokenizer(), layers=3), peft_config=lora_config(3, 4, 1/3), num_ppo_epochs=epochs)
+        if not shared: one.policy.still = 0
+        asked, layers = [0, 0], one.policy.base_model.layers
+        for which in (0, 2):
+            layers[which].register_forward_pre_hook(lambda m, args, k=which // 2: asked.__setitem__(k, asked[k] + (args[0].shape[1] > 1 and m.training)))
+        one.train()
+        return one, asked
+    (ours, few), (plain, all_) = run(True), run(False)
+    assert ours.policy.still == 2 and len(ours.policy.base_model.layers) == 3
+    assert few[1] == all_[0] == all_[1] > 0
+    assert few[0] == all_[0]*(epochs - 1)//epochs  # what was measured is not asked again in the first epoch
+    assert farthest(parameters(ours), parameters(plain)) == 0
+    assert [r["completion_ids"] for r in ours.rows] == [r["completion_ids"] for r in plain.rows]
+
+
+def test_layers_are_not_shared_where_all_weights_learn(tmp_path):
+    assert getattr(trainer(tmp_path).policy, "still", 0) == 0
+    assert trainer(tmp_path, peft_config=lora()).policy.still == 0  # an adapter in the lowest layer
 
 
 def parameters(run): return {n: p.detach().clone() for n, p in run.model.named_parameters()}
