@@ -25,6 +25,14 @@ class Listening:
     def __init__(self, lm, calls):
         self.lm, self.calls, self.id = lm, calls, lm.id
 
+    @property
+    def memory(self):  # so that `remembering` reaches the model itself
+        return self.lm.memory
+
+    @memory.setter
+    def memory(self, memory):
+        self.lm.memory = memory
+
     def sample(self, prompts, **settings):
         start = time.perf_counter()
         said = self.lm.sample(prompts, **settings)
