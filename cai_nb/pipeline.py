@@ -1109,7 +1109,7 @@ def run_recipe(
     "Run a recipe's stages in a run folder, each unless it is done, and write the report. Gives back the `Run`"
     first = Run(out, recipe).stage(stages[0]) if stages else None
     if first and first.needs and not source and not (Path(out) / "recipe.yaml").exists():
-        raise RunError(f"{first.command} goes on from {first.needs[0]}, and {out} is no run folder yet; begin one: cai-nb run --out {out}")
+        raise RunError(f"{first.command} goes on from {first.needs[0]}, and {out} is no run folder yet; begin it with cai-nb run in place of cai-nb {first.command}, or name another with --out")
     with locked(open_run(recipe, out, command, force_new, note).folder):
         run = Run(out, recipe, note=note)
         if source:

@@ -55,7 +55,7 @@ def test_import_of_the_package_loads_nothing_heavy():
         (["run", "smoke", "--set", "ppo.clp=1"], "'ppo.clip'"),
         (["run", "smoke", "--set", "seed=x"], "whole number"),
         (["run", "smoke", "--model", "no-such-model"], "no model"),
-        (["ppo", "smoke"], "cai-nb sft"),
+        (["ppo", "smoke"], "goes on from sft"),
         (["report", "--out", "nothing"], "no run folder"),
         (["chat", "no-such-model"], "no model"),
         (["chat", "runs/none", "--prompt", "Hi"], "no run folder"),
