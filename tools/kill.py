@@ -35,8 +35,13 @@ def begin(words, log):
 
 
 def finished(folder):
-    "What a stage has made, apart from what tells the time"
-    return {f: d for f, d in digests(folder).items() if Path(f).name not in TIMES}
+    "What a stage has made, apart from what tells the time; PEFT writes the names of layers as a set, in any order"
+    made = {f: d for f, d in digests(folder).items() if Path(f).name not in TIMES}
+    for f in made:
+        if Path(f).name == "adapter_config.json":
+            config = read_json(folder / f) or {}
+            made[f] = json.dumps({k: sorted(v, key=str) if isinstance(v, list) else v for k, v in config.items()}, sort_keys=True)
+    return made
 
 
 def losses(folder):
