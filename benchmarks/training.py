@@ -41,7 +41,7 @@ from trl import SFTConfig, SFTTrainer
 model, tokenizer, _ = load_pretrained("default")
 rows = Dataset.from_list([{"prompt": r["prompt"], "completion": r["chosen"]} for r in pairs])
 args = SFTConfig(output_dir=out, per_device_train_batch_size=8, num_train_epochs=1, learning_rate=3e-4, lr_scheduler_type="constant",
-                 max_length=256, completion_only_loss=True, **trainer_defaults())
+                 max_length=256, completion_only_loss=True, train_sampling_strategy="group_by_length", **trainer_defaults())
 trainer = SFTTrainer(model=model, args=args, train_dataset=rows, processing_class=tokenizer,
                      peft_config=plain("CAUSAL_LM"))
 start = time.time(); trainer.train()
@@ -65,7 +65,8 @@ from trl import RewardConfig, RewardTrainer
 from cai_nb.preference import sequence_classifier
 model, tokenizer, _ = sequence_classifier("default", None, heads=("all",))
 rows = Dataset.from_list([{k: r[k] for k in ("prompt", "chosen", "rejected")} for r in pairs])
-args = RewardConfig(output_dir=out, per_device_train_batch_size=8, num_train_epochs=1, learning_rate=2e-4, max_length=256, **trainer_defaults())
+args = RewardConfig(output_dir=out, per_device_train_batch_size=8, num_train_epochs=1, learning_rate=2e-4, max_length=256,
+                    train_sampling_strategy="group_by_length", **trainer_defaults())
 trainer = RewardTrainer(model=model, args=args, train_dataset=rows, processing_class=tokenizer,
                         peft_config=plain("SEQ_CLS", modules_to_save=["score"]))
 start = time.time(); trainer.train()

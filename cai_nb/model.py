@@ -7,8 +7,8 @@ __all__ = ['WHEEL', 'WHEEL_SHA256', 'GGUF_SHA256', 'HUB_TWIN', 'LINEAR', 'ModelE
            'default_model', 'best_device', 'best_dtype', 'FromUniform', 'token_at', 'row_uniforms', 'row_seed',
            'quiet_loading', 'Completion', 'Score', 'model_folder', 'model_id', 'load_pretrained', 'give_back',
            'sorted_batches', 'for_batches', 'LanguageModel', 'RoomyLayer', 'plain_attention', 'write_on', 'in_common',
-           'Memory', 'remembering', 'whole_sentences', 'shared_beginnings', 'chunk_size', 'token_logprobs',
-           'lora_layer', 'lora_config', 'per_process', 'trainer_defaults', 'in_four_bits']
+           'Memory', 'remembering', 'whole_sentences', 'shared_beginnings', 'in_chunks', 'token_logprobs', 'lora_layer',
+           'lora_config', 'per_process', 'trainer_defaults', 'in_four_bits']
 
 # %% ../nbs/02_model.ipynb #7227133b
 import copy, ctypes, functools, hashlib, json, os, re, shutil, subprocess, sys, tempfile, zipfile
@@ -419,9 +419,9 @@ class Memory:
     def keep(self, ids, past, line: int, start: int):
         "Tokens that stand in a line of a cache, from column `start` on"
         at = slice(start, start + len(ids))
-        kept = [[x[line, :, at].clone() for x in (layer.keys, layer.values)] for layer in past.layers]
-        self.room -= sum(x.nbytes for pair in kept for x in pair)
-        if self.room >= 0: self.rows.append(ids); self.held.append(kept)
+        found = [[x[line, :, at] for x in (layer.keys, layer.values)] for layer in past.layers]
+        self.room -= sum(x.nbytes for pair in found for x in pair)
+        if self.room >= 0: self.rows.append(ids); self.held.append([[x.clone() for x in pair] for pair in found])
     def recall(self, rows, spare: int):
         "A cache of how the rows begin as far as that is known, its mask `(B, C)`, and what is left to read of each; (None, None, rows) if nothing is known"
         found = [max(((in_common(row[:-1], old), k) for k, old in enumerate(self.rows)), default=(0, 0)) for row in rows]
@@ -564,20 +564,18 @@ def choose(self: LanguageModel,
     return out
 
 # %% ../nbs/02_model.ipynb #adb80733
-def _chunk_logprobs(head, hidden, targets): return -F.cross_entropy(head(hidden).float(), targets, reduction="none")
-
-def chunk_size(where) -> int:
-    "Positions whose logits are held at a time: on a CPU as many as stay near its cores, on a GPU as keep it busy"
-    return 128 if where.device.type == "cpu" else 1024
-
-def token_logprobs(hidden, head, targets, chunk: int | None = None):  # positions at a time; None: what suits the device
-    "`(N,)` log-probabilities of `targets` `(N,)` from hidden states `(N, H)`; of the `(N, V)` logits a chunk is held, for the backward pass made again"
+def in_chunks(part, hidden, targets, chunk: int | None = None):  # `(N, H)`, `(N,)`; positions at a time, None: what suits the device
+    """A list of what `part(hidden, targets)` makes of some positions at a time; what it holds meanwhile, as a rule `(n, V)` logits,
+    dies there and is made again in the backward pass. On a CPU a chunk stays near the cores, on a GPU it keeps it busy"""
     from torch.utils.checkpoint import checkpoint
-    parts, chunk = [], chunk or chunk_size(hidden)
+    chunk = chunk or (128 if hidden.device.type == "cpu" else 1024)
     again = torch.is_grad_enabled() and len(hidden) > chunk
-    for h, t in zip(hidden.split(chunk), targets.split(chunk), strict=True):
-        parts.append(checkpoint(_chunk_logprobs, head, h, t, use_reentrant=False, preserve_rng_state=False) if again else _chunk_logprobs(head, h, t))
-    return torch.cat(parts)
+    return [checkpoint(part, h, t, use_reentrant=False, preserve_rng_state=False) if again else part(h, t)
+            for h, t in zip(hidden.split(chunk), targets.split(chunk), strict=True)]
+
+def token_logprobs(hidden, head, targets, chunk: int | None = None):  # see `in_chunks`
+    "`(N,)` log-probabilities of `targets` `(N,)` from hidden states `(N, H)`; no `(N, V)` array is kept"
+    return torch.cat(in_chunks(lambda h, t: -F.cross_entropy(head(h).float(), t, reduction="none"), hidden, targets, chunk))
 
 # %% ../nbs/02_model.ipynb #8d9ac57f
 @patch

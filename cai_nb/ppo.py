@@ -24,13 +24,12 @@ from fastcore.basics import patch
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader
 from transformers import GenerationConfig, PreTrainedModel, Trainer
 from transformers import TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer_utils import EvalPrediction
 from .dialogue import assistant, render, user
-from .model import chunk_size, give_back, load_pretrained, plain_attention, whole_sentences, write_on
+from .model import give_back, in_chunks, load_pretrained, plain_attention, whole_sentences, write_on
 from .ppo_math import PPOError, RewardError, AdaptiveKL, entropy, explained_variance, gae, kl_k1, kl_k3, masked_mean
 from .ppo_math import masked_whiten, policy_loss, token_rewards, value_loss
 
@@ -49,16 +48,11 @@ def selective_logprobs(
     targets,                     # `(N,)` the tokens that came
     temperature: float = 1.0,    # divides the logits; > 0
     want_entropy: bool = False,  # costs another pass over the logits; zeros if not wanted
-    chunk: int | None = None,    # positions at a time; None: what suits the device
+    chunk: int | None = None,    # positions at a time, see `in_chunks`; None: what suits the device
 ):                               # `(N,)` log-probabilities and `(N,)` entropies, nats
     "log-softmax at the chosen tokens only, in chunks; logits are made again in the backward pass, never kept"
-    parts, chunk = [], chunk or chunk_size(hidden)
-    again = torch.is_grad_enabled() and len(hidden) > chunk
-    for h, t in zip(hidden.split(chunk), targets.split(chunk), strict=True):
-        args = (head, h, t, temperature, want_entropy)
-        parts.append(checkpoint(_chunk_logprobs, *args, use_reentrant=False, preserve_rng_state=False)
-                     if again else _chunk_logprobs(*args))
-    return tuple(map(torch.cat, zip(*parts, strict=True)))
+    def part(h, t): return _chunk_logprobs(head, h, t, temperature, want_entropy)
+    return tuple(map(torch.cat, zip(*in_chunks(part, hidden, targets, chunk), strict=True)))
 
 # %% ../nbs/08a_ppo_trainer.ipynb #b907a65c
 class ValueHead(nn.Module):
@@ -92,8 +86,8 @@ def trunk_states(model, ids):  # `(B, L)`
     if not still: return trunk(input_ids=ids, use_cache=False).last_hidden_state
     key, layers = (tuple(ids.shape), ids.numpy().tobytes()), trunk.layers
     if key not in model.known:
-        def keep(module, args): model.known[key] = args[0].detach()
-        with layers[still].register_forward_pre_hook(keep): return trunk(input_ids=ids, use_cache=False).last_hidden_state
+        def keep(module, args, given): model.known[key] = (args[0] if args else given["hidden_states"]).detach()
+        with layers[still].register_forward_pre_hook(keep, with_kwargs=True): return trunk(input_ids=ids, use_cache=False).last_hidden_state
     try:
         trunk.layers = layers[still:]
         return trunk(inputs_embeds=model.known[key], use_cache=False).last_hidden_state
