@@ -4,6 +4,7 @@
 
 Each measurement is a process of its own: the same rows, model, adapter, batch, learning rate and one epoch. By hand means
 what TRL's documentation shows: a data set of messages, `SFTTrainer` or `RewardTrainer`, a PEFT configuration, `train()`.
+SFT groups its rows by length on both sides; the preference model on neither, since TRL's `RewardTrainer` cannot by itself.
 Time is that of `train()` alone, memory the process's peak.
 """
 
@@ -53,8 +54,7 @@ from trl import RewardConfig
 heads = heads_of(pairs, "kind")
 model, tokenizer, _ = sequence_classifier("default", None, heads=heads)
 rows, kept, dropped = preference_rows(pairs, tokenizer, 256, "soft", heads)
-args = RewardConfig(output_dir=out, per_device_train_batch_size=8, num_train_epochs=1, learning_rate=2e-4, max_length=None,
-            train_sampling_strategy="group_by_length", **trainer_defaults())
+args = RewardConfig(output_dir=out, per_device_train_batch_size=8, num_train_epochs=1, learning_rate=2e-4, max_length=None, **trainer_defaults())
 trainer = SoftRewardTrainer(model=model, args=args, train_dataset=Dataset.from_list(rows), processing_class=tokenizer,
                             peft_config=lora_config(model.config.num_hidden_layers, 16, 0.5, task="SEQ_CLS", modules_to_save=["score"]))
 start = time.time(); trainer.train()
@@ -65,8 +65,7 @@ from trl import RewardConfig, RewardTrainer
 from cai_nb.preference import sequence_classifier
 model, tokenizer, _ = sequence_classifier("default", None, heads=("all",))
 rows = Dataset.from_list([{k: r[k] for k in ("prompt", "chosen", "rejected")} for r in pairs])
-args = RewardConfig(output_dir=out, per_device_train_batch_size=8, num_train_epochs=1, learning_rate=2e-4, max_length=256,
-                    train_sampling_strategy="group_by_length", **trainer_defaults())
+args = RewardConfig(output_dir=out, per_device_train_batch_size=8, num_train_epochs=1, learning_rate=2e-4, max_length=256, **trainer_defaults())
 trainer = RewardTrainer(model=model, args=args, train_dataset=rows, processing_class=tokenizer,
                         peft_config=plain("SEQ_CLS", modules_to_save=["score"]))
 start = time.time(); trainer.train()
