@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['WHEEL', 'WHEEL_SHA256', 'GGUF_SHA256', 'HUB_TWIN', 'LINEAR', 'ModelError', 'cache_dir', 'file_sha256', 'check_sha256',
            'default_model', 'best_device', 'best_dtype', 'FromUniform', 'token_at', 'row_uniforms', 'row_seed',
-           'quiet_loading', 'Completion', 'Score', 'model_folder', 'model_id', 'load_pretrained', 'give_back',
-           'sorted_batches', 'for_batches', 'LanguageModel', 'RoomyLayer', 'plain_attention', 'write_on', 'in_common',
-           'Memory', 'remembering', 'whole_sentences', 'shared_beginnings', 'in_chunks', 'token_logprobs', 'lora_layer',
-           'lora_config', 'per_process', 'trainer_defaults', 'in_four_bits']
+           'quiet_loading', 'Completion', 'Score', 'model_folder', 'model_id', 'load_pretrained', 'keep_memory',
+           'give_back', 'sorted_batches', 'for_batches', 'LanguageModel', 'RoomyLayer', 'packed', 'plain_attention',
+           'write_on', 'in_common', 'Memory', 'remembering', 'whole_sentences', 'shared_beginnings', 'in_chunks',
+           'token_logprobs', 'lora_layer', 'lora_config', 'per_process', 'trainer_defaults', 'in_four_bits']
 
 # %% ../nbs/02_model.ipynb #7227133b
 import copy, ctypes, functools, hashlib, json, os, re, shutil, subprocess, sys, tempfile, zipfile
@@ -225,6 +225,7 @@ def load_pretrained(name: str = "default", dtype=None, device=None, adapter=None
     quiet_loading()
     from transformers import AutoModelForCausalLM, AutoTokenizer
     device = device or best_device()
+    if device == "cpu": keep_memory()
     dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype or best_dtype(device)
     where = model_folder(name)[0]
     try:
@@ -257,6 +258,12 @@ def _merge_adapter(model, path):
 # %% ../nbs/02_model.ipynb #2052ec40
 def _out_of_memory(e: BaseException) -> bool:
     return isinstance(e, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(e)
+
+@functools.cache
+def keep_memory():
+    "Ask glibc to keep freed memory, up to 2 GiB at its end, for the next tensor"
+    try: libc = ctypes.CDLL("libc.so.6"); libc.mallopt(-3, 1 << 30), libc.mallopt(-1, (1 << 31) - 1)  # from what size on a tensor is mapped; what may lie idle
+    except (OSError, AttributeError): pass  # another C library
 
 def give_back():
     "Hand memory that was freed back to the system: glibc keeps it, in pieces that the next batch does not fit into"
@@ -353,6 +360,20 @@ class RoomyLayer(DynamicLayer):
         super().batch_select_indices(indices)
         self.room = []
 
+# %% ../nbs/02_model.ipynb #fa570020
+@contextmanager
+def packed(model):
+    "Inside, bfloat16 linear maps on a CPU multiply weights that lie as its cores want them; where torch cannot, or they are over 2 GiB, nothing changes"
+    engine = torch.ops.mkldnn  # what torch.compile calls; private, so it is asked for
+    able = hasattr(engine, "_linear_pointwise") and torch.backends.mkldnn.is_available() and engine._is_mkldnn_bf16_supported()
+    maps = [m for m in model.modules() if able and type(m) is torch.nn.Linear and m.weight.device.type == "cpu" and m.weight.dtype == torch.bfloat16]
+    def product(weight, bias): return lambda x: engine._linear_pointwise(x, weight, bias, "none", [], "")
+    if sum(m.weight.nbytes for m in maps) > 2 << 30: maps = []  # they lie there twice
+    for m in maps: m.forward = product(engine._reorder_linear_weight(m.weight.detach()), m.bias)
+    try: yield
+    finally:
+        for m in maps: del m.forward
+
 # %% ../nbs/02_model.ipynb #fa570005
 def plain_attention(model) -> bool:
     "Whether every layer attends to all that came before: only then can rows of a cache be dropped, repeated and gone on from"
@@ -376,22 +397,23 @@ def write_on(model,                     # a causal language model
     past = Cache(layer_class_to_replicate=functools.partial(RoomyLayer, uniforms.shape[1])) if past is None else past
     places = (mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1]:]
     said, ended, here = [[] for _ in ids], set(), list(range(len(ids)))
-    for step in range(uniforms.shape[1]):
-        logits = model(input_ids=ids, attention_mask=mask, position_ids=places, past_key_values=past, use_cache=True, logits_to_keep=1).logits[:, -1]
-        ids = token_at(uniforms[here, step].to(logits.device if logits.device.type != "mps" else "cpu"), cut(None, logits), temperature) if temperature else logits.argmax(-1)
-        for i, token in zip(here, ids.tolist()):
-            if i not in ended: said[i].append(token)
-            if token in stops: ended.add(i)
-        ids, places, mask = ids[:, None], places[:, -1:] + 1, torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
-        stay = [k for k, i in enumerate(here) if i not in ended]
-        last = not stay or step == uniforms.shape[1] - 1
-        if last or len(stay) <= (1 - leave)*len(here):
-            for k, i in enumerate(here):
-                if leaving and (last or k not in stay): leaving(i, k, past, said[i])
-            if last: break
-            at, here = torch.tensor(stay, device=ids.device), [here[k] for k in stay]
-            past.batch_select_indices(at)
-            ids, places, mask = ids[at], places[at], mask[at]
+    with packed(model):
+        for step in range(uniforms.shape[1]):
+            logits = model(input_ids=ids, attention_mask=mask, position_ids=places, past_key_values=past, use_cache=True, logits_to_keep=1).logits[:, -1]
+            ids = token_at(uniforms[here, step].to(logits.device if logits.device.type != "mps" else "cpu"), cut(None, logits), temperature) if temperature else logits.argmax(-1)
+            for i, token in zip(here, ids.tolist()):
+                if i not in ended: said[i].append(token)
+                if token in stops: ended.add(i)
+            ids, places, mask = ids[:, None], places[:, -1:] + 1, torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
+            stay = [k for k, i in enumerate(here) if i not in ended]
+            last = not stay or step == uniforms.shape[1] - 1
+            if last or len(stay) <= (1 - leave)*len(here):
+                for k, i in enumerate(here):
+                    if leaving and (last or k not in stay): leaving(i, k, past, said[i])
+                if last: break
+                at, here = torch.tensor(stay, device=ids.device), [here[k] for k in stay]
+                past.batch_select_indices(at)
+                ids, places, mask = ids[at], places[at], mask[at]
     return said
 
 # %% ../nbs/02_model.ipynb #fa570007

@@ -67,14 +67,15 @@ def constitution_tables():
         agreement.append((label, share(second["same"], len(judged)), second["other"], second["unclear"],
                           share(sum(len(p.better) > len(p.worse) for p in judged), len(judged))))
         who, kind = Counter(p.source for p in judged), Counter(p.kind for p in judged)
-        sources.append((label, who["default-model"], who["default-model and written"], kind["harmful"], kind["harmless"]))
-        assert sum(who.values()) == who["default-model"] + who["default-model and written"], "a source that the card does not know"
+        known = [who[source] for source in ("default-model", "default-model after SL-CAI", "default-model and written")]
+        sources.append((label, *known, kind["harmful"], kind["harmless"]))
+        assert sum(who.values()) == sum(known), "a source that the card does not know"
     categories = Counter(p.category for p in in_all(pairs)), Counter(e.category for e in in_all(exemplars))
     kinds = [(c, categories[1][c], n) for c, n in sorted(categories[0].items(), key=lambda row: (-row[1], row[0]))]
     assert not set(categories[1]) - set(categories[0])
     return (table(("constitution", "principles", "exemplars", "train / judge / heldout", "judged pairs", "train / judge / heldout"), sizes),
             table(("constitution", "second judgement the same", "the other one", "unclear", "better answer is the longer"), agreement),
-            table(("constitution", "both answers the default model's", "one of them written", "on harmful prompts", "on harmless prompts"), sources),
+            table(("constitution", "both answers the default model's", "both its own after SL-CAI", "one of them written", "on harmful prompts", "on harmless prompts"), sources),
             table(("category", "exemplars", "judged pairs"), kinds))
 
 
