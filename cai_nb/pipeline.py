@@ -1157,7 +1157,14 @@ def measure_machine(recipe, tokens=12):  # tokens of the answers that are timed
         done = work(tokens)
         return (time.monotonic() - begin) / done
 
-    sampling = seconds(lambda k: sum(c.tokens for c in lm.sample(asked, k, temperature=1.0, batch_size=r.batch_size, desc="timing")))
+    def sample(k):
+        begin = time.monotonic()
+        said = lm.sample(asked, k, temperature=1.0, batch_size=r.batch_size, desc="timing")
+        return time.monotonic() - begin, sum(c.tokens for c in said)
+
+    sample(1)
+    (soon, few), (late, many) = sample(1), sample(1 + tokens)
+    sampling = max(late - soon, 1e-6) / max(many - few, 1)  # what more tokens cost: the prompts are read either way
     ids = torch.tensor([row[:24] + [row[-1]] * 104 for row in lm.encode(asked[: recipe.sft.batch_size])], device=lm.device)
     def read(k):
         with torch.no_grad():
