@@ -190,9 +190,9 @@ def main():
         for name, judge in ways.items():
             records = judge.label(pairs, both)
             add({"method": f"{name}, bundled exemplars", **describe(records, pairs)})
-            own = [p for p in pairs if p["source"] == "default-model"]
+            own = [p for p in pairs if "written" not in p["source"]]
             if own:
-                mine = [r for r, p in zip(records, pairs) if p["source"] == "default-model"]
+                mine = [r for r, p in zip(records, pairs) if "written" not in p["source"]]
                 add({"method": f"{name}, bundled exemplars (both answers the model's own)", **describe(mine, own)})
         if args.exemplars:
             same = args.comparisons and Path(args.exemplars).resolve() == Path(args.comparisons).resolve()

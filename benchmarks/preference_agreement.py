@@ -60,7 +60,7 @@ def main():
     run = Run(folder, load_recipe(folder / "recipe.yaml"))
     bundled = judge_pairs(["harmlessness", "helpfulness", "anti-overreaction"], "heldout", exemplars=False)
     sets = {Path(args.pairs).name: people, "bundled, held out": bundled,
-            "bundled, held out, both answers the model's own": [j for j in bundled if j["source"] == "default-model"],
+            "bundled, held out, both answers the model's own": [j for j in bundled if "written" not in j["source"]],
             **{f"bundled, held out, {kind} prompts": [j for j in bundled if j["kind"] == kind] for kind in ("harmful", "harmless")}}
     rows = []
     for label in ("soft", "hard"):

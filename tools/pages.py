@@ -75,7 +75,8 @@ def constitution_tables():
     assert not set(categories[1]) - set(categories[0])
     return (table(("constitution", "principles", "exemplars", "train / judge / heldout", "judged pairs", "train / judge / heldout"), sizes),
             table(("constitution", "second judgement the same", "the other one", "unclear", "better answer is the longer"), agreement),
-            table(("constitution", "both answers the default model's", "both its own after SL-CAI", "one of them written", "on harmful prompts", "on harmless prompts"), sources),
+            table(("constitution", "both answers the default model's", "both its own after SL-CAI", "one of them written",
+                   "on harmful prompts", "on harmless prompts"), sources),
             table(("category", "exemplars", "judged pairs"), kinds))
 
 
