@@ -7,11 +7,11 @@ import platform
 from pathlib import Path
 
 
-def arguments(doc, **options):
-    "Parsed arguments: `--json OUT` and the given ones, each as keyword arguments of `add_argument`"
+def arguments(doc, positional=(), **options):
+    "Parsed arguments: `--json OUT` and the given ones, each as keyword arguments of `add_argument`; a name in `positional` goes without dashes"
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, settings in options.items():
-        parser.add_argument(f"--{name.replace('_', '-')}", **settings)
+        parser.add_argument(name if name in positional else f"--{name.replace('_', '-')}", **settings)
     parser.add_argument("--json", metavar="OUT", help="write the rows to this file too")
     return parser.parse_args()
 

@@ -6,11 +6,10 @@ The pairs are those that each run labelled in stage 3 (SL-CAI's own). A refusal 
 not where it is harmless. Most of these pairs were among the preference model's training data: this is about what it can learn.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
-from bench import show, write
+from bench import arguments, show, write
 
 from cai_nb.dialogue import CaiError
 from cai_nb.evaluation import bootstrap, declines
@@ -37,10 +36,7 @@ def rows_of(run):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders with a preference model")
-    parser.add_argument("--json", metavar="OUT")
-    args = parser.parse_args()
+    args = arguments(__doc__, ("runs",), runs={"nargs": "+", "metavar": "RUN", "help": "run folders with a preference model"})
     rows = [row for run in args.runs for row in rows_of(Path(run))]
     show(rows)
     write(args.json, rows=rows)

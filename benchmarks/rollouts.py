@@ -6,12 +6,11 @@ Rewards are the preference model's, normalised on SL-CAI's own answers; of the a
 that difference is what a policy can learn a refusal from.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
 import numpy as np
-from bench import show, write
+from bench import arguments, show, write
 
 from cai_nb.dialogue import CaiError
 from cai_nb.evaluation import declines
@@ -39,10 +38,7 @@ def rows_of(run, parts=3):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders that have been through PPO")
-    parser.add_argument("--json", metavar="OUT")
-    args = parser.parse_args()
+    args = arguments(__doc__, ("runs",), runs={"nargs": "+", "metavar": "RUN", "help": "run folders that have been through PPO"})
     rows = [row for run in args.runs for row in rows_of(Path(run))]
     show(rows)
     write(args.json, rows=rows)

@@ -262,7 +262,11 @@ def _out_of_memory(e: BaseException) -> bool:
 @functools.cache
 def keep_memory():
     "Ask glibc to keep freed memory, up to 2 GiB at its end, for the next tensor"
-    try: libc = ctypes.CDLL("libc.so.6"); libc.mallopt(-3, 1 << 30), libc.mallopt(-1, (1 << 31) - 1)  # from what size on a tensor is mapped; what may lie idle
+    mmap_threshold, trim_threshold = -3, -1  # M_… in malloc.h: from what size on a tensor is mapped; how much may lie idle
+    try:
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(mmap_threshold, 1 << 30)
+        libc.mallopt(trim_threshold, (1 << 31) - 1)
     except (OSError, AttributeError): pass  # another C library
 
 def give_back():
@@ -366,13 +370,15 @@ def packed(model):
     "Inside, bfloat16 linear maps on a CPU multiply weights that lie as its cores want them; where torch cannot, or they are over 2 GiB, nothing changes"
     engine = torch.ops.mkldnn  # what torch.compile calls; private, so it is asked for
     able = hasattr(engine, "_linear_pointwise") and torch.backends.mkldnn.is_available() and engine._is_mkldnn_bf16_supported()
-    maps = [m for m in model.modules() if able and type(m) is torch.nn.Linear and m.weight.device.type == "cpu" and m.weight.dtype == torch.bfloat16]
+    maps = [m for m in model.modules() if able and type(m) is torch.nn.Linear and "forward" not in vars(m)  # nobody else's, nor ours already
+            and m.weight.device.type == "cpu" and m.weight.dtype == torch.bfloat16]
     def product(weight, bias): return lambda x: engine._linear_pointwise(x, weight, bias, "none", [], "")
     if sum(m.weight.nbytes for m in maps) > 2 << 30: maps = []  # they lie there twice
-    for m in maps: m.forward = product(engine._reorder_linear_weight(m.weight.detach()), m.bias)
-    try: yield
+    try:
+        for m in maps: m.forward = product(engine._reorder_linear_weight(m.weight.detach()), m.bias)
+        yield
     finally:
-        for m in maps: del m.forward
+        for m in maps: vars(m).pop("forward", None)
 
 # %% ../nbs/02_model.ipynb #fa570005
 def plain_attention(model) -> bool:

@@ -1,5 +1,6 @@
 """The three verbs: independent of neighbours, equal to the plain computation, clear about what they refuse."""
 
+import functools
 import hashlib
 import zipfile
 
@@ -243,3 +244,21 @@ def test_whole_sentences_are_a_beginning_and_not_a_small_one(text):
 ])
 def test_where_a_cut_off_text_ends(text, kept):
     assert whole_sentences(text) == kept
+
+
+def test_packed_weights_multiply_the_same_and_leave_no_trace(tmp_path):
+    from cai_nb.model import packed
+
+    small = LanguageModel.load(str(tiny_folder(tmp_path, hidden=64)), dtype="bfloat16", device="cpu").model
+    ids, maps = torch.randint(5, 200, (3, 7)), [k for k in small.modules() if type(k) is torch.nn.Linear]
+    theirs = maps[0].forward = functools.partial(torch.nn.Linear.forward, maps[0])  # as a hook of accelerate would be
+    with torch.no_grad():
+        before = small(input_ids=ids).logits
+        with pytest.raises(ZeroDivisionError), packed(small):
+            if torch.ops.mkldnn._is_mkldnn_bf16_supported():
+                assert all("forward" in vars(k) for k in maps)
+            with packed(small): assert torch.equal(small(input_ids=ids).logits, before)
+            assert torch.equal(small(input_ids=ids).logits, before)  # the inner one took nothing away
+            1 / 0
+        assert torch.equal(small(input_ids=ids).logits, before)
+    assert [k for k in maps if "forward" in vars(k)] == maps[:1] and maps[0].forward is theirs

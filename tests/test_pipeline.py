@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from tiny import tiny_folder
 from cai_nb import pipeline as pl
 from cai_nb.dialogue import CaiError
 from cai_nb.feedback import judge_pairs, written_comparisons
+from cai_nb.model import LanguageModel
 from cai_nb.prompts import Records, load_prompts
 from cai_nb.recipe import (
     Recipe,
@@ -29,6 +31,7 @@ from cai_nb.recipe import (
     bundled_recipes,
     dotted,
     load_recipe,
+    model_shape,
     plan,
     plan_text,
     read_yaml,
@@ -654,6 +657,20 @@ def test_a_plan_can_measure_this_machine_first(tiny, capsys):
     assert half == pytest.approx(2 * plan(recipe, found)["seconds"])
     assert pl.main(["run", "smoke", "--model", str(tiny), "--dry-run", "--measure"]) == 0
     assert "measured just now" in capsys.readouterr().out
+
+
+def test_what_a_call_costs_once_is_not_counted_as_sampling(tiny, monkeypatch):
+    recipe, sample, clock, read = load_recipe("smoke", SETS, model=str(tiny)), LanguageModel.sample, time.monotonic, [0]
+
+    def late(self, prompts, max_tokens=64, **settings):
+        read[0] += 1000  # seconds, as if there were much to read
+        return sample(self, prompts, max_tokens, **settings)
+
+    monkeypatch.setattr(LanguageModel, "sample", late)
+    monkeypatch.setattr(time, "monotonic", lambda: clock() + read[0])
+    found = pl.measure_machine(recipe, 4)
+    seconds = 2 * model_shape(str(tiny)).parameters / found.sampling  # a token
+    assert read[0] and seconds * 4 * recipe.revision.batch_size < 500
 
 
 def test_harmless_prompts_that_look_harmful_are_trained_on_like_helpful_ones(half):
