@@ -7,8 +7,9 @@ __all__ = ['WHEEL', 'WHEEL_SHA256', 'GGUF_SHA256', 'HUB_TWIN', 'LINEAR', 'ModelE
            'default_model', 'best_device', 'best_dtype', 'FromUniform', 'token_at', 'row_uniforms', 'row_seed',
            'quiet_loading', 'Completion', 'Score', 'model_folder', 'model_id', 'load_pretrained', 'keep_memory',
            'give_back', 'sorted_batches', 'for_batches', 'LanguageModel', 'RoomyLayer', 'packed', 'plain_attention',
-           'write_on', 'in_common', 'Memory', 'remembering', 'whole_sentences', 'shared_beginnings', 'in_chunks',
-           'token_logprobs', 'lora_layer', 'lora_config', 'per_process', 'trainer_defaults', 'in_four_bits']
+           'prefill', 'write_on', 'in_common', 'Memory', 'remembering', 'whole_sentences', 'shared_beginnings',
+           'in_chunks', 'token_logprobs', 'lora_layer', 'lora_config', 'per_process', 'trainer_defaults',
+           'in_four_bits']
 
 # %% ../nbs/02_model.ipynb #7227133b
 import copy, ctypes, functools, hashlib, json, os, re, shutil, subprocess, sys, tempfile, zipfile
@@ -380,11 +381,37 @@ def packed(model):
     finally:
         for m in maps: vars(m).pop("forward", None)
 
-# %% ../nbs/02_model.ipynb #fa570005
+# %% ../nbs/02_model.ipynb #fa570022
 def plain_attention(model) -> bool:
     "Whether every layer attends to all that came before: only then can rows of a cache be dropped, repeated and gone on from"
     return set(getattr(model.config.get_text_config(), "layer_types", None) or ["full_attention"]) == {"full_attention"}
 
+
+# %% ../nbs/02_model.ipynb #fa570024
+@torch.no_grad()
+def prefill(model,
+            ids, mask, places,    # `(B, T)`, padded on the left; `places`: of each token in its row
+            past,                 # an empty cache; it gets keys and values of all
+            together: int = 8):   # rows that are read at once, of like length
+    "Logits `(B, V)` of the token after each row"
+    def ask(rows, width, cache):
+        return model(input_ids=ids[rows, -width:], attention_mask=mask[rows, -width:], position_ids=places[rows, -width:],
+                     past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
+    (B, T), lengths = ids.shape, mask.sum(-1)
+    groups = [(rows, int(lengths[rows].max())) for rows in lengths.argsort().split(together)]
+    if sum(len(rows)*width for rows, width in groups) > 0.9*B*T: return ask(slice(None), T, past)  # hardly any padding
+    caches = [Cache(layer_class_to_replicate=DynamicLayer) for _ in groups]
+    logits = [ask(rows, width, cache) for (rows, width), cache in zip(groups, caches)]
+    for number, like in enumerate(caches[0].layers):
+        both = [x.new_zeros(B, x.shape[1], T, x.shape[-1]) for x in (like.keys, like.values)]
+        for (rows, width), cache in zip(groups, caches):
+            both[0][rows, :, T - width:], both[1][rows, :, T - width:] = cache.layers[number].keys, cache.layers[number].values
+            cache.layers[number] = None  # it is not needed twice
+        past.update(*both, number)
+    return torch.cat(logits)[torch.cat([rows for rows, _ in groups]).argsort()]
+
+
+# %% ../nbs/02_model.ipynb #fa570005
 @torch.no_grad()
 def write_on(model,                     # a causal language model
              ids, mask,                 # `(B, T)`, padded on the left
@@ -400,12 +427,13 @@ def write_on(model,                     # a causal language model
     from transformers import TopPLogitsWarper
     if not plain_attention(model): return _generate(model, ids, mask, uniforms, stops, pad, temperature, top_p)
     uniforms, cut = torch.as_tensor(uniforms, dtype=torch.float64), TopPLogitsWarper(top_p) if top_p < 1 else lambda _, x: x
-    past = Cache(layer_class_to_replicate=functools.partial(RoomyLayer, uniforms.shape[1])) if past is None else past
+    fresh, past = past is None, Cache(layer_class_to_replicate=functools.partial(RoomyLayer, uniforms.shape[1])) if past is None else past
     places = (mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1]:]
     said, ended, here = [[] for _ in ids], set(), list(range(len(ids)))
     with packed(model):
         for step in range(uniforms.shape[1]):
-            logits = model(input_ids=ids, attention_mask=mask, position_ids=places, past_key_values=past, use_cache=True, logits_to_keep=1).logits[:, -1]
+            if fresh and not step: logits = prefill(model, ids, mask, places, past)
+            else: logits = model(input_ids=ids, attention_mask=mask, position_ids=places, past_key_values=past, use_cache=True, logits_to_keep=1).logits[:, -1]
             ids = token_at(uniforms[here, step].to(logits.device if logits.device.type != "mps" else "cpu"), cut(None, logits), temperature) if temperature else logits.argmax(-1)
             for i, token in zip(here, ids.tolist()):
                 if i not in ended: said[i].append(token)

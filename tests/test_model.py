@@ -216,6 +216,24 @@ def test_rows_that_end_leave_the_batch_and_the_rest_write_what_generate_writes(m
         assert len({len(r) for r in ours}) > 3 and calls[0] == 8 and calls[-1] < 4 and len(calls) == max(map(len, ours))
 
 
+def test_rows_read_in_groups_of_like_length_are_read_as_all_at_once(model):
+    "Logits, and keys and values wherever there is a token; forwards see less padding, and none of it matters."
+    ids, mask = model._pad(model.encode([[user("word " * k)] for k in (9, 1, 5, 2, 30, 3, 7)]), left=True)
+    places, read, forward = (mask.cumsum(-1) - 1).clamp(min=0), [], model.model.forward
+    model.model.forward = lambda *a, **k: read.append(tuple(k["input_ids"].shape)) or forward(*a, **k)
+    try:
+        pasts = [m.Cache(layer_class_to_replicate=functools.partial(m.RoomyLayer, 4)) for _ in range(2)]
+        once, grouped = (m.prefill(model.model, ids, mask, places, past, together=n) for n, past in zip((7, 2), pasts))
+    finally:
+        del model.model.forward
+    assert read[0] == tuple(ids.shape) and len(read) == 5 and sum(b * t for b, t in read[1:]) < 0.6 * ids.numel()
+    assert torch.allclose(once, grouped, atol=1e-4)
+    for a, b in zip(*(past.layers for past in pasts)):
+        for x, y in ((a.keys, b.keys), (a.values, b.values)):
+            there = mask.bool()[:, None, :, None].expand_as(x)
+            assert x.shape == y.shape and torch.allclose(x[there], y[there], atol=1e-4)
+
+
 def test_layers_that_look_through_a_window_are_left_to_generate():
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
