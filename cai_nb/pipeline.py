@@ -10,7 +10,7 @@ __all__ = ['HARMLESS', 'POLICIES', 'JUDGE_LAYERS', 'QUESTIONS', 'STAGES', 'RunEr
            'prompts_of', 'harmless_prompts', 'rl_prompts', 'parts_of', 'critic_adapter', 'lesson_mark',
            'shipped_critic', 'make_critic', 'critic_parts', 'load_model', 'speaker', 'model_of', 'revision_stage',
            'helpful_answers', 'sft_stage', 'pieces', 'largest_divisor', 'save_metrics', 'feedback_stage',
-           'revised_pairs', 'by_constitution', 'labeller', 'layers_of', 'label_check', 'preference_stage',
+           'revised_pairs', 'by_constitution', 'labeller', 'layers_of', 'label_check', 'preference_stage', 'mixed',
            'ppo_arguments', 'ppo_stage', 'learn_by_ppo', 'diary', 'meter', 'evaluation_stage', 'evaluation_judges',
            'check', 'expected', 'run_recipe', 'report', 'measure_machine', 'main']
 
@@ -895,6 +895,20 @@ def preference_stage(run, folder):
     metrics = together(train_preference_model, name, rows, model, settings, adapter=adapters or None)[0]
     return save_metrics(folder, metrics, by_ai=len(comparisons), written=len(written))
 
+# %% ../nbs/10_pipeline.ipynb #3748d634
+def mixed(prompts, share, seed):
+    "All harmless prompts, and of the red-team ones as many, drawn by the seed, as keep to their `share` (0: all)"
+    import numpy as np
+
+    red = [p for p in prompts if p["kind"] == "redteam"]
+    rest = [p for p in prompts if p["kind"] != "redteam"]
+    most = round(len(rest) * share / (1 - share)) if 0 < share < 1 else len(red)
+    if most >= len(red):
+        return prompts
+    chosen = np.random.default_rng((seed, 0x9E7)).permutation(len(red))[:most]
+    return [red[i] for i in sorted(chosen)] + rest
+
+
 # %% ../nbs/10_pipeline.ipynb #9f3f16d7
 def ppo_arguments(recipe, parameters=0):
     "Keyword arguments of `PPOConfig` from a recipe, for a policy of that many weights"
@@ -942,7 +956,8 @@ def ppo_stage(run, folder):
     o, work = run.recipe.ppo, folder / "work"
     work.mkdir(parents=True, exist_ok=True)
     reward = run.path("preference") / "model"
-    log, steps = together(learn_by_ppo, run.recipe, parts_of(run, "sl-cai"), rl_prompts(run), reward, folder)[0]
+    prompts = mixed(rl_prompts(run), o.redteam_share, run.recipe.seed)
+    log, steps = together(learn_by_ppo, run.recipe, parts_of(run, "sl-cai"), prompts, reward, folder)[0]
     for path in work.glob("samples.jsonl"):
         shutil.copy(path, folder / path.name)
     shutil.rmtree(work)
