@@ -7,15 +7,16 @@ __all__ = ['WHEEL', 'WHEEL_SHA256', 'GGUF_SHA256', 'HUB_TWIN', 'LINEAR', 'ModelE
            'default_model', 'best_device', 'best_dtype', 'FromUniform', 'token_at', 'row_uniforms', 'row_seed',
            'quiet_loading', 'Completion', 'Score', 'model_folder', 'model_id', 'load_pretrained', 'keep_memory',
            'give_back', 'sorted_batches', 'for_batches', 'LanguageModel', 'RoomyLayer', 'packed', 'plain_attention',
-           'prefill', 'write_on', 'in_common', 'Memory', 'remembering', 'whole_sentences', 'shared_beginnings',
-           'in_chunks', 'token_logprobs', 'lora_layer', 'lora_config', 'per_process', 'trainer_defaults',
-           'in_four_bits']
+           'beginning', 'prefill', 'in_two_parts', 'put_together', 'begin_once', 'write_on', 'in_common', 'Memory',
+           'remembering', 'whole_sentences', 'shared_beginnings', 'in_chunks', 'token_logprobs', 'layer_states',
+           'lora_layer', 'lora_config', 'per_process', 'trainer_defaults', 'in_four_bits']
 
 # %% ../nbs/02_model.ipynb #7227133b
 import copy, ctypes, functools, hashlib, json, os, re, shutil, subprocess, sys, tempfile, zipfile
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MethodType
 import numpy as np
 import torch
 from torch.nn import functional as F
@@ -243,6 +244,7 @@ def load_pretrained(name: str = "default", dtype=None, device=None, adapter=None
         other = tokenizer.unk_token if tokenizer.unk_token not in (None, tokenizer.eos_token) else tokenizer.bos_token
         tokenizer.pad_token = other or tokenizer.eos_token
     ident = "+".join([model_id(name, getattr(model.config, "_commit_hash", None)), *(Path(a).name + "@" + _fingerprint_adapter(a) for a in adapters)])
+    if device == "cpu": begin_once(model)
     return model.to(device=device, dtype=dtype).eval(), tokenizer, ident
 
 # %% ../nbs/02_model.ipynb #e1c046d7
@@ -388,27 +390,75 @@ def plain_attention(model) -> bool:
 
 
 # %% ../nbs/02_model.ipynb #fa570024
+def beginning(ids,               # `(B, L)`, not padded on the left
+              least: int = 16,   # shorter beginnings are not worth it
+              company: int = 3): # nor are fewer rows than this
+    "How many tokens all rows begin with alike, the last column aside; 0 where that is not worth it"
+    if len(ids) < company or ids.shape[1] <= least: return 0
+    n = int((ids[:, :-1] == ids[:1, :-1]).all(0).long().cumprod(0).sum())
+    return n if n >= least else 0
+
 @torch.no_grad()
 def prefill(model,
             ids, mask, places,    # `(B, T)`, padded on the left; `places`: of each token in its row
             past,                 # an empty cache; it gets keys and values of all
-            together: int = 8):   # rows that are read at once, of like length
+            together: int | None = None):  # rows that are read at once, of like length; None: 8 on a CPU, elsewhere all
     "Logits `(B, V)` of the token after each row"
+    (B, T), lengths, together = ids.shape, mask.sum(-1), together or (8 if ids.device.type == "cpu" else len(ids))
+    first = (T - lengths)[:, None] + torch.arange(int(lengths.min()), device=ids.device)  # columns where the rows begin
+    n = beginning(ids.gather(1, first)) if plain_attention(model) else 0
+    groups = [(rows, int(lengths[rows].max()) - n) for rows in lengths.argsort().split(together)]
+    if sum(len(rows)*width for rows, width in groups) > 0.9*B*(T - n): groups = [(torch.arange(B, device=ids.device), T - n)]  # hardly any padding
+    once = Cache(layer_class_to_replicate=DynamicLayer)
+    if n: model(input_ids=ids[:1].gather(1, first[:1, :n]), past_key_values=once, use_cache=True, logits_to_keep=1)
     def ask(rows, width, cache):
-        return model(input_ids=ids[rows, -width:], attention_mask=mask[rows, -width:], position_ids=places[rows, -width:],
-                     past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
-    (B, T), lengths = ids.shape, mask.sum(-1)
-    groups = [(rows, int(lengths[rows].max())) for rows in lengths.argsort().split(together)]
-    if sum(len(rows)*width for rows, width in groups) > 0.9*B*T: return ask(slice(None), T, past)  # hardly any padding
-    caches = [Cache(layer_class_to_replicate=DynamicLayer) for _ in groups]
+        if n: cache.batch_repeat_interleave(len(rows))
+        rest = mask[rows, -width:]*(places[rows, -width:] >= n)  # of a short row the beginning stands there as well
+        return model(input_ids=ids[rows, -width:], attention_mask=torch.cat([mask.new_ones(len(rows), n), rest], 1),
+                     position_ids=places[rows, -width:], past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
+    if len(groups) == 1 and not n: return ask(groups[0][0], T, past)
+    caches = [copy.deepcopy(once) for _ in groups]
     logits = [ask(rows, width, cache) for (rows, width), cache in zip(groups, caches)]
     for number, like in enumerate(caches[0].layers):
         both = [x.new_zeros(B, x.shape[1], T, x.shape[-1]) for x in (like.keys, like.values)]
         for (rows, width), cache in zip(groups, caches):
-            both[0][rows, :, T - width:], both[1][rows, :, T - width:] = cache.layers[number].keys, cache.layers[number].values
+            both[0][rows, :, T - width:], both[1][rows, :, T - width:] = (x[:, :, n:] for x in (cache.layers[number].keys, cache.layers[number].values))
             cache.layers[number] = None  # it is not needed twice
+        for x, begun in zip(both, (once.layers[number].keys, once.layers[number].values) if n else ()):
+            x[torch.arange(B, device=ids.device)[:, None], :, first[:, :n]] = begun.transpose(1, 2)
         past.update(*both, number)
     return torch.cat(logits)[torch.cat([rows for rows, _ in groups]).argsort()]
+
+
+# %% ../nbs/02_model.ipynb #fa570031
+def in_two_parts(trunk,
+                 once, rest):  # {"input_ids" or "inputs_embeds": …} of the beginning `(1, n)` and of what comes after `(B, L − n)`
+    "The trunk's output for rows `(B, L)` of which the beginning is the same and read once; gradients go through"
+    first, begun, after = trunk(**once, use_cache=True), *once.values(), *rest.values()
+    n, place = begun.shape[1], torch.arange(begun.shape[1] + after.shape[1], device=after.device)
+    first.past_key_values.batch_repeat_interleave(len(after))
+    then = trunk(**rest, use_cache=True, past_key_values=first.past_key_values, position_ids=place[None, n:],
+                 attention_mask=(place <= place[n:, None])[None, None])
+    return type(then)(last_hidden_state=put_together([first.last_hidden_state, then.last_hidden_state]))
+
+def put_together(parts):
+    "`(B, L, H)` of what was read in one part or in two, see `in_two_parts`"
+    return parts[0] if len(parts) == 1 else torch.cat([parts[0].expand(len(parts[1]), -1, -1), parts[1]], 1)
+
+def begin_once(model):
+    "From now on the model's trunk reads once what all rows begin with, where it is given plain rows padded on the right; in place"
+    trunk, plain = model.base_model, type(model.base_model).forward
+    if not plain_attention(model) or model.config._attn_implementation != "sdpa": return
+    def padded_right(ids, mask):
+        return mask is None or mask.shape == ids.shape and bool(mask[:, 0].all() and (mask[:, 1:] <= mask[:, :-1]).all())
+    @functools.wraps(plain)
+    def forward(self, input_ids=None, attention_mask=None, *args, **settings):
+        simple = not args and all(v is None or v is False for v in settings.values()) and settings.get("return_dict") is not False
+        again = self.training and getattr(self, "gradient_checkpointing", False)  # it would drop the cache
+        n = beginning(input_ids) if simple and not again and input_ids is not None and padded_right(input_ids, attention_mask) else 0
+        if not n: return plain(self, input_ids, attention_mask, *args, **settings)
+        return in_two_parts(self, {"input_ids": input_ids[:1, :n]}, {"input_ids": input_ids[:, n:]})
+    trunk.forward = MethodType(forward, trunk)
 
 
 # %% ../nbs/02_model.ipynb #fa570005
@@ -615,7 +665,7 @@ def choose(self: LanguageModel,
         logp = self._next_logits([rows[i] for i in batch], kept[number]).log_softmax(-1)
         ids = torch.tensor([columns[i] for i in batch], device=logp.device)
         out[batch] = logp.gather(1, ids).cpu().numpy()
-    for_batches([len(r) for r in rows], batch_size, work, desc, groups=[members for members, _ in groups])
+    with packed(self.model): for_batches([len(r) for r in rows], batch_size, work, desc, groups=[members for members, _ in groups])
     if not np.isfinite(out).all(): raise ModelError("the model gave NaN for an option; load it in float32 (dtype='float32').")
     return out
 
@@ -660,7 +710,7 @@ def score(self: LanguageModel,
         for k, i in enumerate(batch):
             mine = values[b == k]
             out[i] = Score(mine.sum().item(), len(mine))
-    for_batches([len(r) for r in rows], batch_size, work, desc)
+    with packed(self.model): for_batches([len(r) for r in rows], batch_size, work, desc)
     return out
 
 # %% ../nbs/02_model.ipynb #f2a97e72
@@ -671,6 +721,23 @@ def _asked(self: LanguageModel, question: str) -> list:
     after = self.encode([[user("?"), assistant("!"), user(question)]])[0]
     if after[:len(before)] != before: raise ModelError("this model's chat template rewrites earlier turns: leave `question` empty.")
     return after[len(before):]
+
+def layer_states(trunk,
+                 layers,     # 0 is the embedding, the last is the output of the trunk
+                 **given):   # ids and mask
+    "{layer: `(B, L, H)`}; layers above those that are wanted are not asked"
+    stack, parts = getattr(trunk, "layers", None), {k: [] for k in layers}
+    if not isinstance(stack, torch.nn.ModuleList): return dict(enumerate(trunk(**given, output_hidden_states=True).hidden_states))
+    def keep(k): return lambda module, args, out: parts[k].append(out[0] if isinstance(out, tuple) else out)
+    places = [trunk.get_input_embeddings(), *stack]
+    hooks = [places[k].register_forward_hook(keep(k)) for k in parts if k < len(stack)]
+    try:
+        trunk.layers = stack[:max(layers)]
+        last = trunk(**given, use_cache=False).last_hidden_state
+    finally:
+        trunk.layers = stack
+        for hook in hooks: hook.remove()
+    return {k: put_together(some) if some else last for k, some in parts.items()}
 
 @patch
 def features(self: LanguageModel,
@@ -684,20 +751,20 @@ def features(self: LanguageModel,
     rows, starts = self._with_completion([d[:-1] for d in dialogues], [d[-1]["content"] for d in dialogues])
     tail = self._asked(question) if question else []
     self._check_length([r + tail for r in rows], 0)
-    depth = self.model.config.num_hidden_layers
+    depth, trunk = self.model.config.num_hidden_layers, self.model.get_decoder()
     if max(layers) > depth: raise ModelError(f"layer {max(layers)} was asked for; this model has {depth}.")
     out = [None]*len(rows)
     @torch.inference_mode()
     def work(batch):
         ids, mask = self._pad([rows[i] + tail for i in batch], left=False)
-        states = self.model.get_decoder()(input_ids=ids, attention_mask=mask, output_hidden_states=True, use_cache=False).hidden_states
+        states = layer_states(trunk, layers, input_ids=ids, attention_mask=mask)
         for k, i in enumerate(batch):
             parts, end = [], len(rows[i])
             for layer in layers:
                 answer = states[layer][k, starts[i]:end].float()
                 parts += [answer[-1], answer.mean(0), *([states[layer][k, end + len(tail) - 1].float()] if question else [])]
             out[i] = torch.cat(parts).cpu().numpy()
-    for_batches([len(r) for r in rows], batch_size, work, desc)
+    with packed(self.model): for_batches([len(r) for r in rows], batch_size, work, desc)
     return np.stack(out) if out else np.zeros((0, 0), np.float32)
 
 # %% ../nbs/02_model.ipynb #96988b77

@@ -29,7 +29,7 @@ from transformers import GenerationConfig, PreTrainedModel, Trainer
 from transformers import TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer_utils import EvalPrediction
 from .dialogue import assistant, render, user
-from .model import give_back, in_chunks, load_pretrained, plain_attention, whole_sentences, write_on
+from .model import give_back, in_chunks, in_two_parts, load_pretrained, packed, plain_attention, whole_sentences, write_on
 from .ppo_math import PPOError, RewardError, AdaptiveKL, entropy, explained_variance, gae, kl_k1, kl_k3, masked_mean
 from .ppo_math import masked_whiten, policy_loss, token_rewards, value_loss
 
@@ -86,11 +86,14 @@ def trunk_states(model, ids):  # `(B, L)`
     if not still: return trunk(input_ids=ids, use_cache=False).last_hidden_state
     key, layers = (tuple(ids.shape), ids.numpy().tobytes()), trunk.layers
     if key not in model.known:
-        def keep(module, args, given): model.known[key] = (args[0] if args else given["hidden_states"]).detach()
-        with layers[still].register_forward_pre_hook(keep, with_kwargs=True): return trunk(input_ids=ids, use_cache=False).last_hidden_state
+        parts = []  # two where the rows begin alike, see `begin_once`
+        def keep(module, args, given): parts.append((args[0] if args else given["hidden_states"]).detach())
+        with layers[still].register_forward_pre_hook(keep, with_kwargs=True): states = trunk(input_ids=ids, use_cache=False).last_hidden_state
+        model.known[key] = [{"inputs_embeds": x} for x in parts]
+        return states
     try:
-        trunk.layers = layers[still:]
-        return trunk(inputs_embeds=model.known[key], use_cache=False).last_hidden_state
+        trunk.layers, parts = layers[still:], model.known[key]
+        return (in_two_parts(trunk, *parts) if len(parts) > 1 else trunk(**parts[0], use_cache=False)).last_hidden_state
     finally: trunk.layers = layers
 
 def policy_forward(cls):
@@ -712,7 +715,8 @@ def rollout(self: PPOTrainer, index: int) -> list[dict]:
     rows = gather_object(self.judge(rows))
     judged = time.perf_counter()
     batches = [b for m in self.minibatches(rows, index, 0) for b in self.micro_batches(m)]  # as the first updates see them
-    for b in batches: self.measure([rows[i] for i in b])
+    with packed(self.policy):
+        for b in batches: self.measure([rows[i] for i in b])
     for row in gather_object([rows[i] for b in batches for i in b]): rows[row["row"]] = row
     give_back()
     self.rollout_logs = {"rollout": index + 1} | self.credit(rows) | {"seconds_writing": written - self.started,

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from .dialogue import CaiError, render
 from .judge import kind_of
-from .model import for_batches, in_four_bits, load_pretrained, lora_config, per_process, trainer_defaults
+from .model import for_batches, in_four_bits, load_pretrained, lora_config, packed, per_process, trainer_defaults
 
 # %% ../nbs/07_preference.ipynb #fe3849aa
 from trl import RewardConfig, RewardTrainer
@@ -149,7 +149,7 @@ class PreferenceModel:
             mask = torch.zeros_like(ids)
             for k, i in enumerate(batch): ids[k, :len(rows[i])], mask[k, :len(rows[i])] = torch.tensor(rows[i]), 1
             out[batch] = pick(ids.to(self.device), mask.to(self.device), last.to(self.device)).float().cpu().numpy()
-        for_batches([len(r) for r in rows], batch_size, work, desc)
+        with packed(self.model): for_batches([len(r) for r in rows], batch_size, work, desc)
         if not np.isfinite(out).all():
             raise PreferenceError("the preference model gave NaN; load it in float32 (dtype='float32').")
         return out

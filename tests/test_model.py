@@ -216,22 +216,108 @@ def test_rows_that_end_leave_the_batch_and_the_rest_write_what_generate_writes(m
         assert len({len(r) for r in ours}) > 3 and calls[0] == 8 and calls[-1] < 4 and len(calls) == max(map(len, ours))
 
 
-def test_rows_read_in_groups_of_like_length_are_read_as_all_at_once(model):
-    "Logits, and keys and values wherever there is a token; forwards see less padding, and none of it matters."
-    ids, mask = model._pad(model.encode([[user("word " * k)] for k in (9, 1, 5, 2, 30, 3, 7)]), left=True)
+@pytest.mark.parametrize("alike", [True, False])
+@pytest.mark.parametrize("lengths, together", [((9, 1, 5, 2, 30, 3, 7), 2), ((6, 5, 6, 5), 8)])
+def test_rows_read_in_groups_after_their_common_beginning_are_read_as_all_at_once(model, alike, lengths, together):
+    "Logits, and keys and values wherever there is a token; forwards see fewer tokens, and none is missed."
+    rows = [list(range(60, 80)) * alike + [40 + k] + [7 + k % 5] * n for k, n in enumerate(lengths)]
+    ids, mask = model._pad(rows, left=True)
     places, read, forward = (mask.cumsum(-1) - 1).clamp(min=0), [], model.model.forward
+    ours, plain = (m.Cache(layer_class_to_replicate=functools.partial(m.RoomyLayer, 4)) for _ in range(2))
+    whole = model.model(input_ids=ids, attention_mask=mask, position_ids=places, past_key_values=plain, use_cache=True).logits[:, -1]
     model.model.forward = lambda *a, **k: read.append(tuple(k["input_ids"].shape)) or forward(*a, **k)
     try:
-        pasts = [m.Cache(layer_class_to_replicate=functools.partial(m.RoomyLayer, 4)) for _ in range(2)]
-        once, grouped = (m.prefill(model.model, ids, mask, places, past, together=n) for n, past in zip((7, 2), pasts))
+        logits = m.prefill(model.model, ids, mask, places, ours, together)
     finally:
         del model.model.forward
-    assert read[0] == tuple(ids.shape) and len(read) == 5 and sum(b * t for b, t in read[1:]) < 0.6 * ids.numel()
-    assert torch.allclose(once, grouped, atol=1e-4)
-    for a, b in zip(*(past.layers for past in pasts)):
+    assert ((1, 20) in read) == alike and (len(read) - alike) == (4 if together == 2 else 1)
+    assert sum(b * t for b, t in read) < (0.6 if alike or together == 2 else 1.01) * ids.numel()
+    assert torch.allclose(whole, logits, atol=1e-4)
+    for a, b in zip(ours.layers, plain.layers):
         for x, y in ((a.keys, b.keys), (a.values, b.values)):
             there = mask.bool()[:, None, :, None].expand_as(x)
             assert x.shape == y.shape and torch.allclose(x[there], y[there], atol=1e-4)
+
+
+@pytest.mark.parametrize("ids, n", [
+    ([[1, 2, 3, 4], [1, 2, 3, 5], [1, 2, 9, 9]], 2), ([[1, 2, 3, 4]] * 3, 3),  # one token is left to read
+    ([[1, 2, 3, 4], [1, 2, 3, 5]], 0), ([[1, 2, 3], [1, 9, 3], [1, 2, 3]], 0), ([[1, 2]] * 3, 0)])
+def test_how_far_rows_begin_alike(ids, n):
+    assert m.beginning(torch.tensor(ids), least=2, company=3) == n
+
+
+def _plain(trunk, **given):
+    "What the trunk's class does, the common beginning read as often as it stands there"
+    return type(trunk).forward(trunk, **given)
+
+
+def test_what_rows_begin_with_is_read_once_and_nothing_else_changes(folder):
+    "States, and the gradients of every weight, which come back through the one beginning"
+    trunk = LanguageModel.load(folder, dtype="float32").model.base_model
+    torch.manual_seed(0)
+    ids = torch.cat([torch.arange(20, 44).expand(4, -1), torch.randint(3, 200, (4, 9))], 1)
+    mask = torch.ones_like(ids)
+    mask[1, -4:] = mask[3, -7:] = 0
+    seen, layer = [], trunk.layers[0]
+    grads = []
+    with layer.register_forward_pre_hook(lambda module, args: seen.append(tuple(args[0].shape[:2]))):
+        for forward in (functools.partial(_plain, trunk), trunk):
+            out = forward(input_ids=ids, attention_mask=mask, use_cache=False)
+            trunk.zero_grad()
+            (out.last_hidden_state * mask[..., None]).sin().sum().backward()
+            grads.append((out, [p.grad.clone() for p in trunk.parameters()]))
+    assert seen == [(4, 33), (1, 24), (4, 9)]
+    (a, ga), (b, gb) = grads
+    there = mask.bool()
+    assert torch.allclose(a.last_hidden_state[there], b.last_hidden_state[there], atol=1e-5)
+    assert all(torch.allclose(x, y, atol=1e-4, rtol=1e-3) for x, y in zip(ga, gb)) and max(g.abs().max() for g in ga) > 1e-2
+
+
+def test_rows_padded_on_the_left_with_places_or_a_cache_are_read_as_they_are(folder):
+    trunk = LanguageModel.load(folder, dtype="float32").model.base_model
+    ids, seen = torch.arange(20, 50).expand(4, -1), []
+    left = torch.ones_like(ids)
+    left[2, :3] = 0
+    cases = [{"attention_mask": left}, {"position_ids": torch.arange(30)[None]}, {"use_cache": True}, {"inputs_embeds": trunk.embed_tokens(ids)}]
+    with torch.no_grad(), trunk.layers[0].register_forward_pre_hook(lambda module, args: seen.append(tuple(args[0].shape[:2]))):
+        for case in cases:
+            given = case if "inputs_embeds" in case else {"input_ids": ids, **case}
+            assert torch.equal(trunk(**given).last_hidden_state, _plain(trunk, **given).last_hidden_state)
+        trunk.train()
+        trunk.gradient_checkpointing_enable({"use_reentrant": False})
+        trunk(input_ids=ids)
+        trunk.gradient_checkpointing_disable()
+        assert set(seen) == {(4, 30)}
+        trunk(input_ids=ids)
+    assert seen[-2:] == [(1, 29), (4, 1)]
+
+
+def test_a_copy_of_a_model_reads_with_its_own_weights(model):
+    import copy
+
+    twin = copy.deepcopy(model.model)
+    ids = torch.arange(20, 50).expand(4, -1)
+    with torch.no_grad():
+        before = model.model.base_model(input_ids=ids).last_hidden_state
+        for p in twin.parameters():
+            p.zero_()
+        assert torch.equal(model.model.base_model(input_ids=ids).last_hidden_state, before)
+        assert twin.base_model(input_ids=ids).last_hidden_state.abs().max() == 0
+
+
+def test_features_ask_no_layer_above_those_that_are_wanted(model):
+    trunk, asked = model.model.base_model, []
+    depth, talk = len(trunk.layers), [[user("Hi?"), assistant(t)] for t in ("Yes.", "No, never.", "Hm.")]
+    whole = model.features(talk, layers=(1, depth))
+    hooks = [layer.register_forward_pre_hook(lambda *_, k=k: asked.append(k)) for k, layer in enumerate(trunk.layers)]
+    low = model.features(talk, layers=(1,))
+    for hook in hooks:
+        hook.remove()
+    assert set(asked) == {0} and len(trunk.layers) == depth > 2
+    assert np.allclose(low, whole[:, : low.shape[1]], atol=1e-5)
+    states = m.layer_states(trunk, (0, 2, depth), input_ids=torch.arange(20, 50).expand(4, -1))
+    plain = _plain(trunk, input_ids=torch.arange(20, 50).expand(4, -1), output_hidden_states=True).hidden_states
+    assert set(states) == {0, 2, depth} and all(torch.allclose(x, plain[k], atol=1e-5) for k, x in states.items())
 
 
 def test_layers_that_look_through_a_window_are_left_to_generate():

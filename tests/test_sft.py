@@ -5,10 +5,11 @@ import json
 import pytest
 import torch
 from tiny import tiny_folder, tiny_tokenizer
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from cai_nb.dialogue import assistant, user
 from cai_nb.model import LanguageModel
-from cai_nb.sft import SFTSettings, TrainingError, encode_example, finetune, sft_examples, training_rows, warm_up
+from cai_nb.sft import SFTSettings, TrainingError, encode_example, finetune, learnt_forward, sft_examples, training_rows, warm_up
 
 EXAMPLES = [{"prompt": [user(f"Say {w}")], "completion": [assistant(f"Yes, {w}!")]}
             for w in ("tea", "rain", "moss", "bread")]
@@ -43,6 +44,27 @@ def test_the_trainers_loss_is_the_loss_of_those_tokens_alone(folder, tmp_path):
     scores = lm.score([e["prompt"] for e in EXAMPLES], [e["completion"][0]["content"] for e in EXAMPLES])
     want = -sum(s.logprob for s in scores)/sum(s.tokens for s in scores)
     assert abs(metrics["curve"][0]["loss"] - want) < 0.02*want
+
+
+def test_examples_laid_end_to_end_do_not_see_each_other(folder, tmp_path):
+    "The same losses step by step, and the same adapter, as with padding; and without their places it would not be so."
+    from safetensors.torch import load_file
+
+    settings = {"epochs": 2, "batch_size": 2, "learning_rate": 1e-2, "schedule": "constant"}
+    padded, free = (finetune(folder, EXAMPLES, tmp_path/str(on), SFTSettings(padding_free=on, **settings)) for on in (False, True))
+    losses = [[c["loss"] for c in m["curve"]] for m in (padded, free)]
+    assert len(losses[0]) == 4 and losses[0] == pytest.approx(losses[1], rel=2e-2)
+    a, b = (load_file(tmp_path/str(on)/"adapter_model.safetensors") for on in (False, True))
+    assert all(torch.allclose(a[k], b[k], atol=5e-3) for k in a)
+    model, rows = LanguageModel.load(folder, dtype="float32").model, training_rows(EXAMPLES, tiny_tokenizer(), 99)[0]
+    learnt_forward(model)
+    row = DataCollatorForLanguageModeling(0, padding_free=True)(rows)
+    seen = {k: row[k] for k in ("input_ids", "labels", "position_ids")}
+    with torch.no_grad():
+        ours = model(**seen, learnt_only=True)
+        each = torch.cat([model(input_ids=torch.tensor([r["input_ids"]]), labels=torch.tensor([r["labels"]]), learnt_only=True) for r in rows])
+        assert torch.allclose(ours, each, atol=1e-5)
+        assert not torch.allclose(model(**{**seen, "position_ids": None}, learnt_only=True), each, atol=1e-3)
 
 
 def test_the_loss_falls_and_the_adapter_loads(folder, tmp_path):
