@@ -7,9 +7,10 @@ __all__ = ['WHEEL', 'WHEEL_SHA256', 'GGUF_SHA256', 'HUB_TWIN', 'LINEAR', 'ModelE
            'default_model', 'best_device', 'best_dtype', 'FromUniform', 'token_at', 'row_uniforms', 'row_seed',
            'quiet_loading', 'Completion', 'Score', 'model_folder', 'model_id', 'load_pretrained', 'keep_memory',
            'give_back', 'sorted_batches', 'for_batches', 'LanguageModel', 'RoomyLayer', 'packed', 'plain_attention',
-           'beginning', 'prefill', 'in_two_parts', 'put_together', 'begin_once', 'write_on', 'in_common', 'Memory',
-           'remembering', 'whole_sentences', 'shared_beginnings', 'in_chunks', 'token_logprobs', 'layer_states',
-           'lora_layer', 'lora_config', 'per_process', 'trainer_defaults', 'in_four_bits']
+           'beginning', 'prefill', 'in_two_parts', 'put_together', 'begin_once', 'above', 'seen_below',
+           'still_rows_kept', 'write_on', 'in_common', 'Memory', 'remembering', 'whole_sentences', 'shared_beginnings',
+           'in_chunks', 'token_logprobs', 'layer_states', 'lora_layer', 'lora_config', 'per_process',
+           'trainer_defaults', 'in_four_bits']
 
 # %% ../nbs/02_model.ipynb #7227133b
 import copy, ctypes, functools, hashlib, json, os, re, shutil, subprocess, sys, tempfile, zipfile
@@ -375,18 +376,26 @@ def packed(model):
     able = hasattr(engine, "_linear_pointwise") and torch.backends.mkldnn.is_available() and engine._is_mkldnn_bf16_supported()
     maps = [m for m in model.modules() if able and type(m) is torch.nn.Linear and "forward" not in vars(m)  # nobody else's, nor ours already
             and m.weight.device.type == "cpu" and m.weight.dtype == torch.bfloat16]
-    def product(weight, bias): return lambda x: engine._linear_pointwise(x, weight, bias, "none", [], "")
+    def product(m, weight):
+        def forward(x):
+            if torch.is_grad_enabled() and x.requires_grad: return F.linear(x, m.weight, m.bias)  # the other has no way back
+            return engine._linear_pointwise(x, weight, m.bias, "none", [], "")
+        return forward
     if sum(m.weight.nbytes for m in maps) > 2 << 30: maps = []  # they lie there twice
     try:
-        for m in maps: m.forward = product(engine._reorder_linear_weight(m.weight.detach()), m.bias)
+        for m in maps: m.forward = product(m, engine._reorder_linear_weight(m.weight.detach()))
         yield
     finally:
         for m in maps: vars(m).pop("forward", None)
 
 # %% ../nbs/02_model.ipynb #fa570022
 def plain_attention(model) -> bool:
-    "Whether every layer attends to all that came before: only then can rows of a cache be dropped, repeated and gone on from"
-    return set(getattr(model.config.get_text_config(), "layer_types", None) or ["full_attention"]) == {"full_attention"}
+    "Whether every layer attends to all that came before, in the same way in long rows as in short ones: only then can rows of a cache be dropped, repeated and gone on from"
+    config = model.config.get_text_config()
+    kinds, rope = getattr(config, "layer_types", None), getattr(config, "rope_parameters", None) or {}
+    window = not kinds and getattr(config, "sliding_window", None)
+    odd = window or getattr(config, "alibi", False) or rope.get("rope_type") in ("dynamic", "longrope")
+    return set(kinds or ["full_attention"]) == {"full_attention"} and not odd
 
 
 # %% ../nbs/02_model.ipynb #fa570024
@@ -446,19 +455,66 @@ def put_together(parts):
     return parts[0] if len(parts) == 1 else torch.cat([parts[0].expand(len(parts[1]), -1, -1), parts[1]], 1)
 
 def begin_once(model):
-    "From now on the model's trunk reads once what all rows begin with, where it is given plain rows padded on the right; in place"
+    "From now on the model's trunk reads once what all rows begin with, where it is given rows padded on the right and `use_cache=False`; in place"
     trunk, plain = model.base_model, type(model.base_model).forward
-    if not plain_attention(model) or model.config._attn_implementation != "sdpa": return
+    if not plain_attention(model): return
+    def fit(self, settings):  # nothing is asked for that two parts would not give
+        config, wanted = self.config, {k: v for k, v in settings.items() if v is not None and k != "use_cache"}
+        again = self.training and getattr(self, "gradient_checkpointing", False)  # it would drop the cache
+        more = any(getattr(config, f"output_{k}", False) for k in ("hidden_states", "attentions"))
+        return settings.get("use_cache") is False and config._attn_implementation == "sdpa" and not (wanted or again or more)
     def padded_right(ids, mask):
         return mask is None or mask.shape == ids.shape and bool(mask[:, 0].all() and (mask[:, 1:] <= mask[:, :-1]).all())
     @functools.wraps(plain)
-    def forward(self, input_ids=None, attention_mask=None, *args, **settings):
-        simple = not args and all(v is None or v is False for v in settings.values()) and settings.get("return_dict") is not False
-        again = self.training and getattr(self, "gradient_checkpointing", False)  # it would drop the cache
-        n = beginning(input_ids) if simple and not again and input_ids is not None and padded_right(input_ids, attention_mask) else 0
-        if not n: return plain(self, input_ids, attention_mask, *args, **settings)
+    def forward(self, input_ids=None, *args, attention_mask=None, **settings):
+        able = input_ids is not None and not args and fit(self, settings) and padded_right(input_ids, attention_mask)
+        n = beginning(input_ids) if able else 0
+        if not n: return plain(self, input_ids, *args, attention_mask=attention_mask, **settings)
         return in_two_parts(self, {"input_ids": input_ids[:1, :n]}, {"input_ids": input_ids[:, n:]})
     trunk.forward = MethodType(forward, trunk)
+
+
+# %% ../nbs/02_model.ipynb #fa570033
+def above(trunk, still: int,  # how many layers, from below, are left out
+          parts):             # what those made of the rows: `(B, L, H)`, or the beginning and the rest, see `in_two_parts`
+    "The trunk's output"
+    layers = trunk.layers
+    if trunk.training and getattr(trunk, "gradient_checkpointing", False): parts = [put_together(parts)]  # it would drop the cache between the two
+    given = [{"inputs_embeds": x} for x in parts]
+    try:
+        trunk.layers = layers[still:]
+        return in_two_parts(trunk, *given) if len(given) > 1 else trunk(**given[0], use_cache=False)
+    finally: trunk.layers = layers
+
+@contextmanager
+def seen_below(trunk, still: int):
+    "Inside, a list of what comes out of the lowest `still` layers at each call, without gradient"
+    parts = []
+    def keep(module, args, given): parts.append((args[0] if args else given["hidden_states"]).detach())
+    with trunk.layers[still].register_forward_pre_hook(keep, with_kwargs=True): yield parts
+
+@contextmanager
+def still_rows_kept(trunk, still: int,       # nothing may be learnt in so many layers, from below; 0: nothing is kept
+                    room: int = 1 << 30):    # bytes
+    "Inside, the still layers are asked once for a row that is padded on the right, on a CPU and as long as there is room"
+    kept, inner, free = {}, trunk.forward, [room]
+    def forward(input_ids=None, attention_mask=None, **settings):
+        plain = input_ids is not None and attention_mask is not None and not any(v is not None and v is not False for v in settings.values())
+        if not plain or not bool(attention_mask[:, 0].all()): return inner(input_ids=input_ids, attention_mask=attention_mask, **settings)
+        rows = [tuple(ids[:n]) for ids, n in zip(input_ids.tolist(), attention_mask.sum(-1).tolist())]
+        if all(row in kept for row in rows):
+            states = torch.nn.utils.rnn.pad_sequence([kept[row] for row in rows], batch_first=True)
+            states, n = F.pad(states, (0, 0, 0, input_ids.shape[1] - states.shape[1])), beginning(input_ids)
+            return above(trunk, still, [states[:1, :n], states[:, n:]] if n else [states])
+        with seen_below(trunk, still) as parts: out = inner(input_ids=input_ids, attention_mask=attention_mask, **settings)
+        with torch.inference_mode(False):
+            for row, states in zip(rows, put_together(parts)):
+                free[0] -= 0 if row in kept else len(row)*states.shape[-1]*states.element_size()
+                if free[0] >= 0: kept[row] = states[:len(row)].clone()
+        return out
+    if still and next(trunk.parameters()).device.type == "cpu": trunk.forward = forward
+    try: yield kept
+    finally: trunk.forward = inner
 
 
 # %% ../nbs/02_model.ipynb #fa570005
@@ -725,14 +781,15 @@ def _asked(self: LanguageModel, question: str) -> list:
 def layer_states(trunk,
                  layers,     # 0 is the embedding, the last is the output of the trunk
                  **given):   # ids and mask
-    "{layer: `(B, L, H)`}; layers above those that are wanted are not asked"
+    "{layer: `(B, L, H)`}; layers above those that are wanted are not asked (meanwhile the trunk lacks them: not for threads)"
     stack, parts = getattr(trunk, "layers", None), {k: [] for k in layers}
     if not isinstance(stack, torch.nn.ModuleList): return dict(enumerate(trunk(**given, output_hidden_states=True).hidden_states))
-    def keep(k): return lambda module, args, out: parts[k].append(out[0] if isinstance(out, tuple) else out)
-    places = [trunk.get_input_embeddings(), *stack]
-    hooks = [places[k].register_forward_hook(keep(k)) for k in parts if k < len(stack)]
+    def leaving(k): return lambda module, args, out: parts[k].append(out[0] if isinstance(out, tuple) else out)
+    def entering(module, args, given): parts[0].append(args[0] if args else given["hidden_states"])
+    hooks = [stack[k - 1].register_forward_hook(leaving(k)) for k in parts if 0 < k < len(stack)]
+    if 0 in parts: hooks.append(stack[0].register_forward_pre_hook(entering, with_kwargs=True))
     try:
-        trunk.layers = stack[:max(layers)]
+        trunk.layers = stack[:max(1, *layers)]
         last = trunk(**given, use_cache=False).last_hidden_state
     finally:
         trunk.layers = stack
@@ -752,7 +809,8 @@ def features(self: LanguageModel,
     tail = self._asked(question) if question else []
     self._check_length([r + tail for r in rows], 0)
     depth, trunk = self.model.config.num_hidden_layers, self.model.get_decoder()
-    if max(layers) > depth: raise ModelError(f"layer {max(layers)} was asked for; this model has {depth}.")
+    odd = [k for k in layers if not 0 <= k <= depth]
+    if odd or not layers: raise ModelError(f"layer {odd[0] if odd else 'none'} was asked for; this model has 0 (the embedding) to {depth}.")
     out = [None]*len(rows)
     @torch.inference_mode()
     def work(batch):

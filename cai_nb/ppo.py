@@ -29,7 +29,7 @@ from transformers import GenerationConfig, PreTrainedModel, Trainer
 from transformers import TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer_utils import EvalPrediction
 from .dialogue import assistant, render, user
-from .model import give_back, in_chunks, in_two_parts, load_pretrained, packed, plain_attention, whole_sentences, write_on
+from .model import above, give_back, in_chunks, load_pretrained, packed, plain_attention, seen_below, whole_sentences, write_on
 from .ppo_math import PPOError, RewardError, AdaptiveKL, entropy, explained_variance, gae, kl_k1, kl_k3, masked_mean
 from .ppo_math import masked_whiten, policy_loss, token_rewards, value_loss
 
@@ -84,17 +84,11 @@ def trunk_states(model, ids):  # `(B, L)`
     "`(B, L, H)` of the trunk; what its still layers make of these ids is kept in `known`"
     trunk, still = model.base_model, getattr(model, "still", 0)
     if not still: return trunk(input_ids=ids, use_cache=False).last_hidden_state
-    key, layers = (tuple(ids.shape), ids.numpy().tobytes()), trunk.layers
-    if key not in model.known:
-        parts = []  # two where the rows begin alike, see `begin_once`
-        def keep(module, args, given): parts.append((args[0] if args else given["hidden_states"]).detach())
-        with layers[still].register_forward_pre_hook(keep, with_kwargs=True): states = trunk(input_ids=ids, use_cache=False).last_hidden_state
-        model.known[key] = [{"inputs_embeds": x} for x in parts]
-        return states
-    try:
-        trunk.layers, parts = layers[still:], model.known[key]
-        return (in_two_parts(trunk, *parts) if len(parts) > 1 else trunk(**parts[0], use_cache=False)).last_hidden_state
-    finally: trunk.layers = layers
+    key = tuple(ids.shape), ids.numpy().tobytes()
+    if key in model.known: return above(trunk, still, model.known[key]).last_hidden_state
+    with seen_below(trunk, still) as parts: states = trunk(input_ids=ids, use_cache=False).last_hidden_state
+    model.known[key] = parts
+    return states
 
 def policy_forward(cls):
     "The `forward` of a causal-LM class with a second way through it, opened by `completion_mask` `(B, L)`"

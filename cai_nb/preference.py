@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from .dialogue import CaiError, render
 from .judge import kind_of
-from .model import for_batches, in_four_bits, load_pretrained, lora_config, packed, per_process, trainer_defaults
+from .model import for_batches, in_four_bits, load_pretrained, lora_config, packed, per_process, still_rows_kept, trainer_defaults
 
 # %% ../nbs/07_preference.ipynb #fe3849aa
 from trl import RewardConfig, RewardTrainer
@@ -280,15 +280,16 @@ def train_preference_model(model_name: str,   # default, folder or hub id
                         gradient_accumulation_steps=s.accumulation, learning_rate=s.learning_rate,
                         lr_scheduler_type=s.schedule, warmup_steps=min(5, steps//4), max_length=None, seed=s.seed,
                         train_sampling_strategy="group_by_length", logging_steps=max(1, steps//25), **trainer_defaults(model.num_parameters()))
-    start, mine = time.time(), [rows[i] for i in train]
-    if s.probe: _start_from_probe(PreferenceModel(model, tokenizer), mine, [kept[i] for i in train], s.seed)
-    trainer = SoftRewardTrainer(model=model, args=args, train_dataset=Dataset.from_list(mine),
-                                processing_class=tokenizer, peft_config=lora or None)
-    trainer.train()
-    weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # by all processes: each may hold a part
-    curve = [{"step": h["step"], "loss": h["loss"]} for h in trainer.state.log_history if "loss" in h]
-    scorer = PreferenceModel(trainer.model, tokenizer, heads=heads)
-    about, held_rows, measured = _examine(scorer, kept, held, s.seed)
+    start, mine, trunk = time.time(), [rows[i] for i in train], getattr(model, model.base_model_prefix)
+    with still_rows_kept(trunk, min(lora.layers_to_transform) if lora else 0):
+        if s.probe: _start_from_probe(PreferenceModel(model, tokenizer), mine, [kept[i] for i in train], s.seed)
+        trainer = SoftRewardTrainer(model=model, args=args, train_dataset=Dataset.from_list(mine),
+                                    processing_class=tokenizer, peft_config=lora or None)
+        trainer.train()
+        weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # by all processes: each may hold a part
+        curve = [{"step": h["step"], "loss": h["loss"]} for h in trainer.state.log_history if "loss" in h]
+        scorer = PreferenceModel(trainer.model, tokenizer, heads=heads)
+        about, held_rows, measured = _examine(scorer, kept, held, s.seed)
     adapters = [adapter] if isinstance(adapter, (str, Path)) else adapter or []
     about |= {"base": str(model_name), "adapters": [os.path.relpath(a, out) for a in adapters],
               "lora": bool(s.lora_rank), "model": ident, "heads": heads}

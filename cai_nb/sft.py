@@ -73,10 +73,11 @@ def learnt_forward(model):
     "Gives a causal language model a second way through `forward`, opened by `learnt_only`: `(N,)` log-probabilities of the tokens that have a label; in place"
     plain = model.forward
     @functools.wraps(plain)
-    def forward(input_ids=None, labels=None, learnt_only=False, position_ids=None, **kwargs):
-        if not learnt_only: return plain(input_ids=input_ids, labels=labels, position_ids=position_ids, **kwargs)
+    def forward(input_ids=None, labels=None, learnt_only=False, **kwargs):
+        if not learnt_only: return plain(input_ids=input_ids, labels=labels, **kwargs)
         coming = labels[:, 1:]  # padding stands on the right, where a causal model never looks: no attention mask is needed
-        hidden = model.base_model(input_ids=input_ids, position_ids=position_ids, use_cache=False).last_hidden_state[:, :-1][coming >= 0]
+        places = {"position_ids": kwargs["position_ids"]} if kwargs.get("position_ids") is not None else {}
+        hidden = model.base_model(input_ids=input_ids, **places, use_cache=False).last_hidden_state[:, :-1][coming >= 0]
         return token_logprobs(hidden, model.get_output_embeddings(), coming[coming >= 0])
     model.forward = forward
 

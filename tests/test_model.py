@@ -278,17 +278,19 @@ def test_rows_padded_on_the_left_with_places_or_a_cache_are_read_as_they_are(fol
     ids, seen = torch.arange(20, 50).expand(4, -1), []
     left = torch.ones_like(ids)
     left[2, :3] = 0
-    cases = [{"attention_mask": left}, {"position_ids": torch.arange(30)[None]}, {"use_cache": True}, {"inputs_embeds": trunk.embed_tokens(ids)}]
+    once = {"use_cache": False}
+    cases = [{"attention_mask": left, **once}, {"position_ids": torch.arange(30)[None], **once}, {"use_cache": True}, {},
+             {"inputs_embeds": trunk.embed_tokens(ids), **once}]
     with torch.no_grad(), trunk.layers[0].register_forward_pre_hook(lambda module, args: seen.append(tuple(args[0].shape[:2]))):
         for case in cases:
             given = case if "inputs_embeds" in case else {"input_ids": ids, **case}
             assert torch.equal(trunk(**given).last_hidden_state, _plain(trunk, **given).last_hidden_state)
         trunk.train()
         trunk.gradient_checkpointing_enable({"use_reentrant": False})
-        trunk(input_ids=ids)
+        trunk(input_ids=ids, **once)
         trunk.gradient_checkpointing_disable()
         assert set(seen) == {(4, 30)}
-        trunk(input_ids=ids)
+        trunk(input_ids=ids, **once)
     assert seen[-2:] == [(1, 29), (4, 1)]
 
 
