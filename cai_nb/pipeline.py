@@ -1181,7 +1181,7 @@ def measure_machine(recipe, tokens=12):  # tokens of the answers that are timed
     (soon, few), (late, many) = sample(1), sample(1 + tokens)
     sampling = max(late - soon, 1e-6) / max(many - few, 1)  # what more tokens cost: the prompts are read either way
     ids = torch.tensor([row[:24] + [row[-1]] * 104 for row in lm.encode(asked[: recipe.sft.batch_size])], device=lm.device)
-    ids[:, 24:] = torch.randint(1000, (len(ids), 104), generator=torch.Generator().manual_seed(0)).to(ids)  # rows part after the system message
+    ids[:, 24:] = torch.randint(lm.model.config.vocab_size, (len(ids), 104), generator=torch.Generator().manual_seed(0)).to(ids)  # rows part after the system message
     def read(k):
         with torch.no_grad():
             for _ in range(1 + 3 * (k > 1)):
