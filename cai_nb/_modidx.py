@@ -1000,6 +1000,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'cai_nb.model.model_folder': ('model.html#model_folder', 'cai_nb/model.py'),
                               'cai_nb.model.model_id': ('model.html#model_id', 'cai_nb/model.py'),
                               'cai_nb.model.packed': ('model.html#packed', 'cai_nb/model.py'),
+                              'cai_nb.model.padded_right': ('model.html#padded_right', 'cai_nb/model.py'),
                               'cai_nb.model.per_process': ('model.html#per_process', 'cai_nb/model.py'),
                               'cai_nb.model.plain_attention': ('model.html#plain_attention', 'cai_nb/model.py'),
                               'cai_nb.model.prefill': ('model.html#prefill', 'cai_nb/model.py'),

@@ -7,7 +7,7 @@ __all__ = ['WHEEL', 'WHEEL_SHA256', 'GGUF_SHA256', 'HUB_TWIN', 'LINEAR', 'ModelE
            'default_model', 'best_device', 'best_dtype', 'FromUniform', 'token_at', 'row_uniforms', 'row_seed',
            'quiet_loading', 'Completion', 'Score', 'model_folder', 'model_id', 'load_pretrained', 'keep_memory',
            'give_back', 'sorted_batches', 'for_batches', 'LanguageModel', 'RoomyLayer', 'packed', 'plain_attention',
-           'beginning', 'prefill', 'in_two_parts', 'put_together', 'begin_once', 'above', 'seen_below',
+           'beginning', 'prefill', 'in_two_parts', 'put_together', 'padded_right', 'begin_once', 'above', 'seen_below',
            'still_rows_kept', 'write_on', 'in_common', 'Memory', 'remembering', 'whole_sentences', 'shared_beginnings',
            'in_chunks', 'token_logprobs', 'layer_states', 'lora_layer', 'lora_config', 'per_process',
            'trainer_defaults', 'in_four_bits']
@@ -454,6 +454,10 @@ def put_together(parts):
     "`(B, L, H)` of what was read in one part or in two, see `in_two_parts`"
     return parts[0] if len(parts) == 1 else torch.cat([parts[0].expand(len(parts[1]), -1, -1), parts[1]], 1)
 
+def padded_right(ids, mask) -> bool:  # `(B, L)`; no mask: padding, if there is any, is not looked at
+    "Whether padding stands on the right alone, where a causal model never looks"
+    return mask is None or mask.shape == ids.shape and bool(mask[:, 0].all() and (mask[:, 1:] <= mask[:, :-1]).all())
+
 def begin_once(model):
     "From now on the model's trunk reads once what all rows begin with, where it is given rows padded on the right and `use_cache=False`; in place"
     trunk, plain = model.base_model, type(model.base_model).forward
@@ -463,8 +467,6 @@ def begin_once(model):
         again = self.training and getattr(self, "gradient_checkpointing", False)  # it would drop the cache
         more = any(getattr(config, f"output_{k}", False) for k in ("hidden_states", "attentions"))
         return settings.get("use_cache") is False and config._attn_implementation == "sdpa" and not (wanted or again or more)
-    def padded_right(ids, mask):
-        return mask is None or mask.shape == ids.shape and bool(mask[:, 0].all() and (mask[:, 1:] <= mask[:, :-1]).all())
     @functools.wraps(plain)
     def forward(self, input_ids=None, *args, attention_mask=None, **settings):
         able = input_ids is not None and not args and fit(self, settings) and padded_right(input_ids, attention_mask)
@@ -499,8 +501,8 @@ def still_rows_kept(trunk, still: int,       # nothing may be learnt in so many 
     "Inside, the still layers are asked once for a row that is padded on the right, on a CPU and as long as there is room"
     kept, inner, free = {}, trunk.forward, [room]
     def forward(input_ids=None, attention_mask=None, **settings):
-        plain = input_ids is not None and attention_mask is not None and not any(v is not None and v is not False for v in settings.values())
-        if not plain or not bool(attention_mask[:, 0].all()): return inner(input_ids=input_ids, attention_mask=attention_mask, **settings)
+        plain = input_ids is not None and attention_mask is not None and all(v is None or v is False for v in settings.values())
+        if not plain or not padded_right(input_ids, attention_mask): return inner(input_ids=input_ids, attention_mask=attention_mask, **settings)
         rows = [tuple(ids[:n]) for ids, n in zip(input_ids.tolist(), attention_mask.sum(-1).tolist())]
         if all(row in kept for row in rows):
             states = torch.nn.utils.rnn.pad_sequence([kept[row] for row in rows], batch_first=True)
