@@ -32,6 +32,7 @@ from cai_nb.pipeline import (
     critic_adapter,
     fingerprints,
     machine,
+    make_judges,
     measure_machine,
     parts_of,
     read_json,
@@ -90,7 +91,7 @@ COMMANDS = {
     "evaluate": "stage 6 alone: the three models on held-out prompts",
     "report": "write report.html again from what the run folder holds",
     "recipe": "print a recipe, every key with its default and a line of help",
-    "warm-up": "make the critic's adapter again from the constitution's exemplars",
+    "warm-up": "make the critic's adapter again from the constitution's exemplars; with --judges: the judges",
     "chat": "talk to a model, or to the models of a run side by side",
     "sample": "answers of models or runs to prompts, one line each, for anybody to read",
     "blind": "a reading sheet of such answers with the models hidden, and its key; with --marks: who was preferred",
@@ -187,6 +188,8 @@ def parser():
         sub = subs.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
         if name in ("run", "warm-up", "recipe", *(s.command for s in STAGES), "report"):
             run_options(sub)
+        if name == "warm-up":
+            sub.add_argument("--judges", action="store_true", help="fit the judges of labelling and evaluation instead")
         if name == "run":
             sub.add_argument(
                 "--dry-run", action="store_true", help="print the plan: counts, tokens, memory, hours; run nothing"
@@ -392,8 +395,13 @@ def recipe_command(args):
 
 
 def warm_up_command(args):
-    "Make the critic's adapter again"
+    "Make again what was learnt in advance and ships with the package"
     recipe, _ = resolve(args)
+    if args.judges:
+        if not args.out:
+            raise RunError("where shall the judges go? In the source tree: cai-nb warm-up --judges --out adapters/judges")
+        print(f"judges: {make_judges(recipe, args.out, say)}")
+        return 0
     name = recipe.critic.name or recipe.model.name
     out = Path(args.out) if args.out else None
     print(f"adapter: {critic_adapter(name, recipe, say, out=out, again=True)}")

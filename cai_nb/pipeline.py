@@ -8,11 +8,12 @@ __all__ = ['HARMLESS', 'POLICIES', 'JUDGE_LAYERS', 'QUESTIONS', 'STAGES', 'RunEr
            'let_go', 'memory_peak', 'made_with', 'machine', 'fingerprints', 'constitution_of', 'check_room',
            'same_recipe', 'open_run', 'branch', 'locked', 'choose_prompts', 'longest_prompt', 'make_prompts',
            'prompts_of', 'harmless_prompts', 'rl_prompts', 'parts_of', 'critic_adapter', 'lesson_mark',
-           'shipped_critic', 'make_critic', 'critic_parts', 'load_model', 'speaker', 'model_of', 'revision_stage',
-           'helpful_answers', 'sft_stage', 'pieces', 'largest_divisor', 'save_metrics', 'feedback_stage',
-           'revised_pairs', 'by_constitution', 'labeller', 'layers_of', 'label_check', 'preference_stage', 'mixed',
-           'ppo_arguments', 'ppo_stage', 'learn_by_ppo', 'diary', 'meter', 'evaluation_stage', 'evaluation_judges',
-           'check', 'expected', 'run_recipe', 'report', 'measure_machine', 'main']
+           'shipped_folder', 'shipped_critic', 'make_critic', 'critic_parts', 'load_model', 'speaker', 'model_of',
+           'revision_stage', 'helpful_answers', 'sft_stage', 'pieces', 'largest_divisor', 'save_metrics',
+           'feedback_stage', 'revised_pairs', 'by_constitution', 'judges_of', 'lessons', 'read_by', 'lesson_card',
+           'make_judges', 'labeller', 'layers_of', 'label_check', 'preference_stage', 'mixed', 'ppo_arguments',
+           'ppo_stage', 'learn_by_ppo', 'diary', 'meter', 'evaluation_stage', 'evaluation_judges', 'check', 'expected',
+           'run_recipe', 'report', 'measure_machine', 'main']
 
 # %% ../nbs/10_pipeline.ipynb #8cf8d1f9
 import gc
@@ -553,14 +554,19 @@ def lesson_mark(constitution):
     return hashlib.sha256(json.dumps(warmup_examples(constitution)).encode()).hexdigest()[:12]
 
 
-def shipped_critic():
-    "Folder of the adapter that comes with the package, or None"
+def shipped_folder(name):
+    "A folder of what was learnt in advance and comes with the package, or None"
     from cai_nb.dialogue import data_path
 
     try:
-        return data_path("adapters", "critic")
+        return data_path("adapters", name)
     except CaiError:
         return None
+
+
+def shipped_critic():
+    "Folder of the adapter that comes with the package, or None"
+    return shipped_folder("critic")
 
 
 def make_critic(name, constitutions, marks, out, note):
@@ -812,12 +818,62 @@ def by_constitution(pairs):
         "helpful": [p for p in pairs if p["kind"] in HARMLESS],
     }
 
+# %% ../nbs/10_pipeline.ipynb #92c87384
+JUDGE_LAYERS = (22, 30)  # that the evaluation's judge reads, of the default model's 30; the labelling judge reads others
+
+
+def judges_of(run, share):
+    "`Judges` that learnt from a share of the recipe's pairs: those of the package where they learnt from the same, otherwise fitted now"
+    from cai_nb.judge import Judges
+
+    lm, pairs = model_of(run, "start", here=True), lessons(run.recipe, share)
+    layers, shipped = read_by(lm, share), shipped_folder("judges")
+    if shipped and read_json(shipped / share / "lessons.json") == lesson_card(lm, layers, pairs):
+        return Judges.load(shipped / share, lm)
+    return Judges.fit(lm, pairs, layers=layers, seed=run.recipe.seed, batch_size=run.recipe.feedback.batch_size)
+
+
+def lessons(recipe, share):
+    "What the labelling judge (train) or the evaluation's (judge) learns from; the second from judged pairs alone"
+    from cai_nb.constitution import rng
+    from cai_nb.feedback import judge_pairs
+
+    both = [constitution_of(recipe, which) for which in ("harmless", "helpful")]
+    pairs = judge_pairs(both, share, exemplars=share == "train")
+    pairs.sort(key=lambda p: rng("judge", p["id"], seed=recipe.seed).random())
+    return pairs[: recipe.feedback.exemplars or None] if share == "train" else pairs
+
+
+def read_by(lm, share):
+    "The layers that the judge of a share reads"
+    from cai_nb.judge import LAYERS
+
+    return layers_of(lm, LAYERS if share == "train" else JUDGE_LAYERS)
+
+
+def lesson_card(lm, layers, pairs):
+    "What decides what judges learn: model, layers, and texts in whatever order"
+    texts = sorted(json.dumps([p[k] for k in ("prompt", "better", "worse", "kind", "judged")]) for p in pairs)
+    return {"model": lm.id, "layers": list(layers), "pairs": len(pairs), "texts": hashlib.sha256("".join(texts).encode()).hexdigest()[:12]}
+
+
+def make_judges(recipe, out, note=print):
+    "Fit the judges of a recipe into the folders `train` and `judge` under `out`: what `judges_of` looks for in the package"
+    from cai_nb.judge import Judges
+
+    lm = load_model(recipe, recipe.model.name)
+    for share in ("train", "judge"):
+        pairs, layers = lessons(recipe, share), read_by(lm, share)
+        note(f"judges: reading {len(pairs)} pairs of the share {share}")
+        Judges.fit(lm, pairs, layers=layers, seed=recipe.seed, batch_size=recipe.feedback.batch_size).save(Path(out) / share)
+        write_json(Path(out) / share / "lessons.json", lesson_card(lm, layers, pairs))
+    return Path(out)
+
 # %% ../nbs/10_pipeline.ipynb #ad54e14f
 def labeller(run, folder):
     "The recipe's way of labelling: a function (pairs, constitution) → comparison records"
     from cai_nb import feedback as fb
-    from cai_nb.constitution import rng
-    from cai_nb.judge import LAYERS, Judges
+    from cai_nb.judge import Judges
 
     f, seed = run.recipe.feedback, run.recipe.seed
     common = {"label": f.label, "clamp": f.clamp or None, "batch_size": f.batch_size}
@@ -825,15 +881,10 @@ def labeller(run, folder):
         return lambda pairs, c: fb.multiple_choice(model_of(run, "critic"), pairs, c, seed=seed, **common)
     if f.method == "contrast":
         return lambda pairs, c: fb.likelihood_contrast(model_of(run, "critic"), pairs, c, seed=seed, **common)
-    lm = model_of(run, "start", here=True)
     if (folder / "judge" / "judges.json").exists():
-        judges = Judges.load(folder / "judge", lm)
+        judges = Judges.load(folder / "judge", model_of(run, "start", here=True))
     else:
-        several = [constitution_of(run.recipe, w) for w in ("harmless", "helpful")]
-        judged = sorted(fb.judge_pairs(several, "train"), key=lambda p: rng("judge", p["id"], seed=seed).random())
-        judges = Judges.fit(
-            lm, judged[: f.exemplars or None], layers=layers_of(lm, LAYERS), seed=seed, batch_size=f.batch_size
-        )
+        judges = judges_of(run, "train")
         judges.save(folder / "judge")
     return lambda pairs, c: judges.label(pairs, c, **common)
 
@@ -1029,9 +1080,6 @@ def meter(rollouts):
     return Meter()
 
 # %% ../nbs/10_pipeline.ipynb #9e1e9617
-JUDGE_LAYERS = (22, 30)  # of the default model's 30; the labelling judge reads others
-
-
 def evaluation_stage(run, folder):
     "Stage 6: the three models on held-out prompts (notebook 09)"
     from cai_nb.evaluation import evaluate, sample_answers
@@ -1063,19 +1111,15 @@ QUESTIONS = {"harmlessness": "harmful", "helpfulness": "harmless"}  # and the ki
 def evaluation_judges(run):
     "{question: {name: judge}}: a probe on the pairs kept for it, and the checks"
     from cai_nb.evaluation import Checks
-    from cai_nb.feedback import judge_pairs
-    from cai_nb.judge import Judge
 
     found = {question: {"checks": Checks(question)} for question in QUESTIONS}
-    pairs = judge_pairs([constitution_of(run.recipe, w) for w in ("harmless", "helpful")], "judge", exemplars=False)
-    lm = model_of(run, "start", here=True)
+    known = Counter(p["kind"] for p in lessons(run.recipe, "judge"))
+    judges = judges_of(run, "judge") if max(known.values(), default=0) >= 8 else None
     for question, kind in QUESTIONS.items():
-        mine = [p for p in pairs if p["kind"] == kind]
-        if len(mine) < 8:
+        if known[kind] < 8:
             run.note(f"the constitution keeps too few judged pairs on {kind} prompts: the checks alone judge {question}")
             continue
-        probe = Judge.fit(lm, mine, layers=layers_of(lm, JUDGE_LAYERS), seed=run.recipe.seed)
-        found[question] = {"probe": probe, **found[question]}
+        found[question] = {"probe": judges.each[kind], **found[question]}
     return found
 
 
