@@ -1249,11 +1249,12 @@ def measure_machine(recipe, tokens=12):  # tokens of the answers that are timed
         return ids.numel() * (1 + (k > 1))
 
     training = seconds(train)
-    passes = 2 if recipe.sft.lora_rank else 3
+    passes = 1 + recipe.sft.lora_share if recipe.sft.lora_rank else 3
     basis = f"measured just now: {1 / sampling:,.0f} tokens a second sampled, {1 / training:,.0f} trained, {1 / reading:,.0f} read"
     memory = torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else (
         os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 8 * 2**30)
-    return Hardware("this machine", 2 * n / sampling, 2 * passes * n / training, float("inf"), 0.0, memory / 2**30, basis, 2 * n / reading)
+    return Hardware("this machine", 2 * n / sampling, 2 * passes * n / training, float("inf"), 0.0, memory / 2**30, basis, 2 * n / reading,
+                    remembers=lm.device.type == "cpu")
 
 
 # %% ../nbs/10_pipeline.ipynb #88ee2423

@@ -7,8 +7,8 @@ __all__ = ['PROMPTS', 'ROLLOUT', 'SHUFFLE', 'SAMPLES', 'EVALUATION', 'LEARNT', '
            'still_layers', 'keep_still_layers', 'trunk_states', 'policy_forward', 'set_critic', 'attach_value_head',
            'ValueModel', 'sample_tokens', 'folded', 'sample_continuous', 'VLLMSampler', 'ModelReward', 'as_messages',
            'reward_function', 'call_reward', 'PPOConfig', 'prompt_order', 'plan', 'collate', 'no_dropout', 'stop_ids',
-           'prepare_policy', 'shard_like_policy', 'gathered', 'RolloutBoundary', 'draw_curves', 'in_notebook',
-           'LiveCurves', 'PPOTrainer', 'last_checkpoint']
+           'prepare_policy', 'shard_like_policy', 'unsharded', 'gathered', 'RolloutBoundary', 'draw_curves',
+           'in_notebook', 'LiveCurves', 'PPOTrainer', 'last_checkpoint']
 
 # %% ../nbs/08a_ppo_trainer.ipynb #a8f08a03
 import csv, functools, inspect, json, logging, math, time, warnings
@@ -456,9 +456,27 @@ def shard_like_policy(model, accelerator):
     if getattr(accelerator.state, "fsdp_plugin", None) is not None: return prepare_fsdp(model, accelerator)
     return model
 
+@contextmanager
+def unsharded(model, device):  # laid out by FSDP, version 2
+    "Inside, every process holds all weights and writes at its own pace"
+    from torch.distributed.fsdp import FSDPModule
+    parts = [m for m in model.modules() if isinstance(m, FSDPModule)]
+    with torch.no_grad(): model(input_ids=torch.zeros(1, 2, dtype=torch.long, device=device))  # its first pass tells FSDP which module is the outermost
+    try:
+        model.set_reshard_after_forward(False)
+        for m in parts: m.unshard()
+        yield
+    finally:
+        model.set_reshard_after_forward(True)
+        for m in parts: m.reshard()
+
 def gathered(model, accelerator, policy):
     "A context in which the policy writes: put together where it is sharded, folded where it is not"
-    if not (getattr(accelerator.state, "deepspeed_plugin", None) or getattr(accelerator.state, "fsdp_plugin", None)): return folded(policy)
+    sharded = getattr(accelerator.state, "fsdp_plugin", None)
+    if sharded is not None and sharded.fsdp_version != 2:
+        raise PPOError("PPO writes while the policy is sharded by FSDP's version 2 alone: set fsdp_version: 2 in accelerate's configuration.")
+    if sharded is not None: return unsharded(model, accelerator.device)
+    if getattr(accelerator.state, "deepspeed_plugin", None) is None: return folded(policy)
     from trl.models.utils import unwrap_model_for_generation
     return unwrap_model_for_generation(model, accelerator)
 

@@ -13,6 +13,7 @@ import textwrap
 import time
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import fake_run
 import pytest
@@ -711,6 +712,32 @@ def test_the_bundled_critic_learnt_from_the_bundled_exemplars():
 
     known = json.loads((pl.shipped_critic() / "metrics.json").read_text())["constitutions"]
     assert known == {name: pl.lesson_mark(Constitution.load(name)) for name in known}
+
+
+@pytest.mark.parametrize("share", ["train", "judge"])
+def test_the_bundled_judges_learnt_from_the_bundled_pairs(share):
+    card = json.loads((pl.shipped_folder("judges") / share / "lessons.json").read_text())
+    lessons = pl.lessons(load_recipe("laptop", sets=["seed=3"]), share)  # in whatever order
+    assert card == pl.lesson_card(SimpleNamespace(id=card["model"]), card["layers"], lessons) and len(lessons) > 150
+    other = [{**lessons[0], "better": lessons[0]["better"] + "!"}, *lessons[1:]]
+    assert card != pl.lesson_card(SimpleNamespace(id=card["model"]), card["layers"], other)
+
+
+def test_a_run_takes_the_judges_of_the_package_or_fits_its_own(tmp_path, monkeypatch):
+    from cai_nb.judge import Judges, read_pairs
+
+    recipe, lm = load_recipe("laptop"), LanguageModel.load()
+    run = pl.Run(tmp_path, recipe, note=quiet, cache={"start": lm})
+    monkeypatch.setattr(Judges, "fit", lambda lm, pairs, **settings: ("fitted", len(pairs)))
+    judges = pl.judges_of(run, "judge")
+    for kind, judge in judges.each.items():  # what they hold of a pair is what this model makes of its texts
+        known = {p["id"]: p for p in pl.lessons(recipe, "judge") if p["kind"] == kind}
+        x = read_pairs(lm, [known[n["id"]] for n in judge.names[:4]], judge.layers)
+        assert abs((x[:, 0] - x[:, 1]) / judge.std - judge.shown[:4]).mean() < 0.03
+    for change in ("feedback.exemplars=100", "constitution.harmless={harmlessness: 1}"):
+        other = pl.Run(tmp_path, load_recipe("laptop", sets=[change]), note=quiet, cache={"start": lm})
+        fitted = pl.judges_of(other, "train")
+        assert fitted[0] == "fitted" and fitted[1] > 90
 
 
 def test_ppo_that_was_interrupted_ends_with_the_same_weights(half, tmp_path, monkeypatch):
