@@ -977,6 +977,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'cai_nb.model._generate': ('model.html#_generate', 'cai_nb/model.py'),
                               'cai_nb.model._merge_adapter': ('model.html#_merge_adapter', 'cai_nb/model.py'),
                               'cai_nb.model._out_of_memory': ('model.html#_out_of_memory', 'cai_nb/model.py'),
+                              'cai_nb.model._whole': ('model.html#_whole', 'cai_nb/model.py'),
                               'cai_nb.model.above': ('model.html#above', 'cai_nb/model.py'),
                               'cai_nb.model.begin_once': ('model.html#begin_once', 'cai_nb/model.py'),
                               'cai_nb.model.beginning': ('model.html#beginning', 'cai_nb/model.py'),

@@ -223,9 +223,16 @@ def model_id(name: str, revision=None) -> str:
     mark = (revision or (_fingerprint(where) if Path(where).is_dir() else ""))[:8]
     return f"{label}@{mark}" if mark else label
 
+def _whole():
+    "What is loaded now is loaded whole, also after a training whose weights DeepSpeed divided (ZeRO-3 leaves a mark that transformers goes by)"
+    if "deepspeed" in sys.modules:
+        from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+        unset_hf_deepspeed_config()
+
 def load_pretrained(name: str = "default", dtype=None, device=None, adapter=None):
     "A causal language model, its tokenizer and its id; `adapter`: a LoRA folder or several, merged in order"
     quiet_loading()
+    _whole()
     from transformers import AutoModelForCausalLM, AutoTokenizer
     device = device or best_device()
     if device == "cpu": keep_memory()
@@ -374,6 +381,7 @@ def packed(model):
     "Inside, bfloat16 linear maps on a CPU multiply weights that lie as its cores want them; where torch cannot, or they are over 2 GiB, nothing changes"
     engine = torch.ops.mkldnn  # what torch.compile calls; private, so it is asked for
     able = hasattr(engine, "_linear_pointwise") and torch.backends.mkldnn.is_available() and engine._is_mkldnn_bf16_supported()
+    able = able and not any(hasattr(m, "unshard") or hasattr(getattr(m, "weight", None), "ds_id") for m in model.modules())  # FSDP and DeepSpeed come and go with the weights
     maps = [m for m in model.modules() if able and type(m) is torch.nn.Linear and "forward" not in vars(m)  # nobody else's, nor ours already
             and m.weight.device.type == "cpu" and m.weight.dtype == torch.bfloat16]
     def product(m, weight):
@@ -870,7 +878,8 @@ def trainer_defaults(parameters: int = 0) -> dict:  # of the model that is train
     "Arguments for any `TrainingArguments` that fit the machine; on a GPU a large model's activations are made again, not kept"
     cpu = best_device() == "cpu"
     again = dict(gradient_checkpointing=True, gradient_checkpointing_kwargs={"use_reentrant": False})
-    return dict(use_cpu=cpu, bf16=False, **(again if not cpu and parameters > 1e9 else dict(gradient_checkpointing=False)),
+    return dict(use_cpu=cpu, bf16=os.environ.get("ACCELERATE_MIXED_PRECISION") == "bf16",  # as the launcher says
+                **(again if not cpu and parameters > 1e9 else dict(gradient_checkpointing=False)),
                 report_to=[], dataloader_pin_memory=not cpu,
                 disable_tqdm=bool(os.environ.get("CAI_NB_QUIET")), save_strategy="no", logging_strategy="steps",
                 ddp_backend="gloo" if cpu and int(os.environ.get("WORLD_SIZE", 1)) > 1 else None)

@@ -59,7 +59,7 @@ class ValueHead(nn.Module):
     "One number for each hidden state; starts at zero. Not an `nn.Linear`, so that PEFT's `all-linear` leaves it alone"
     def __init__(self, hidden_size: int):
         super().__init__()
-        self.weight, self.bias = nn.Parameter(torch.zeros(hidden_size)), nn.Parameter(torch.zeros(()))
+        self.weight, self.bias = nn.Parameter(torch.zeros(hidden_size)), nn.Parameter(torch.zeros(1))
 
     def forward(self, hidden, ids=None, coming=None):  # `(…, H)` -> `(…,)`; the rest is for `ValueModel`
         return (hidden.to(self.weight.dtype)*self.weight).sum(-1) + self.bias

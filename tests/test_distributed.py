@@ -142,6 +142,43 @@ def test_training_in_two_processes_has_the_loss_of_one(folder, tmp_path):
     assert curves[1]["cross_entropy"] == pytest.approx(curves[2]["cross_entropy"], abs=0.01)
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    "(model, what two processes learn that hold all weights each); its answers end soon, at another length in each process"
+    model, out = tiny_folder(tmp_path_factory.mktemp("ends-soon")), tmp_path_factory.mktemp("whole")
+    settings = json.loads((Path(model) / "generation_config.json").read_text())
+    (Path(model) / "generation_config.json").write_text(json.dumps(settings | {"eos_token_id": [2, *range(3, 90)]}))
+    start(2, ROOT / "tests" / "divided.py", model, out)
+    return model, out
+
+
+@pytest.mark.parametrize("how", ["fsdp", "zero3"])
+def test_divided_weights_learn_what_whole_ones_do(whole, tmp_path, how, monkeypatch):
+    "The bundled configurations of accelerate, on two CPU processes (see divided.py): the same losses, answers and weights"
+    if how == "zero3":
+        pytest.importorskip("deepspeed", exc_type=ImportError)
+        monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    model, undivided = whole
+    words = ["-m", "accelerate.commands.accelerate_cli", "launch", "--config_file", ROOT / "recipes" / "accelerate" / f"{how}.yaml",
+             "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no"]  # fmt: skip
+    start(1, *words, ROOT / "tests" / "divided.py", model, tmp_path)
+    ours, theirs = (json.loads((folder / "found.json").read_text()) for folder in (tmp_path, undivided))
+    assert all(o["divided 4"] and o["divided 0"] for o in ours) and not theirs[0]["divided 0"]
+    assert ours[0]["lengths 4"] != ours[1]["lengths 4"], "one process has to write for longer than the other"
+    for key, rows in ours[0].items():
+        for row, other in zip(rows, theirs[0][key]) if key[0] in "sp" else ():
+            for name in {"loss", "reward", "kl", "policy_loss", "value_loss", "length"} & row.keys():
+                assert row[name] == pytest.approx(other[name], abs=1e-5), (key, name)
+    compared = 0
+    for path in tmp_path.glob("*/model.safetensors"), tmp_path.glob("*/adapter_model.safetensors"), tmp_path.glob("*/model/*.safetensors"):
+        for ended in path:
+            a, b = load_file(ended), load_file(undivided / ended.relative_to(tmp_path))
+            assert len(a) > 1 and b.keys() - {"lm_head.weight"} <= a.keys(), ended
+            assert max((a[k] - b[k]).abs().max() for k in a.keys() & b.keys()) < 1e-4, ended
+            compared += 1
+    assert compared == (8 if how == "fsdp" else 6)
+
+
 FAILS = """
 import sys
 from cai_nb.dialogue import CaiError
