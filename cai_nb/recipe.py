@@ -824,7 +824,7 @@ def plan_text(recipe, hardware=None):
         "",
         "Reckoned on these assumptions:",
         f"- model: {s.parameters / 1e6:,.0f} million parameters, {s.layers} layers ({s.source}); two bytes a weight",
-        f"- prompts of {recipe.machine.prompt_tokens} tokens, requests of {REQUEST}, critiques and revisions of {EARLY:.0%} of what is allowed, other answers as long as allowed",
+        f"- prompts of {recipe.machine.prompt_tokens} tokens, requests of {REQUEST}, critiques, revisions and the fine-tuned model's answers of {EARLY:.0%} of what is allowed, the start model's and PPO's as long as allowed",
         "- FLOPs: 2N a token read or sampled, 6N trained in full, 2N(1 + share) trained with adapters in a share of the layers"
         + ("; layers below are asked once for a row" if m.remembers else ""),
         "- a sampling step: the longest of 2N·batch / arithmetic rate, (2N bytes + cache) / bandwidth, "

@@ -28,6 +28,7 @@ from cai_nb.prompts import Records, load_prompts
 from cai_nb.recipe import (
     Recipe,
     RecipeError,
+    Work,
     build,
     bundled_recipes,
     dotted,
@@ -163,7 +164,11 @@ def test_the_plan_grows_with_the_work():
         if r["stage"] == "sft" and r["trained"]
     }
     a, b = row.values()
-    assert a["flops"] == pytest.approx(1.5 * b["flops"])
+    assert a["flops"] == pytest.approx(2 * b["flops"])  # three passes against one, and back through half of the layers
+    read, learnt = Work("", "", 1, trained=1000, share=0.5), Work("", "", 1, trained=1000, share=0.5, again=True)
+    assert (read.passes(), learnt.passes(), learnt.passes(remembers=True)) == (1.5, 1.5, 1)
+    own, kept = (plan(load_recipe("laptop", [f"feedback.exemplars={k}"])) for k in (850, 0))  # judges that are fitted, or come along
+    assert "what the judge learns from" in [r["what"] for r in own["rows"]] and own["seconds"] > kept["seconds"] + 20
     assert "182,831" in plan_text(load_recipe("gpu-7b")) and "FLOPs" in plan_text(load_recipe("gpu-7b"))
 
 
