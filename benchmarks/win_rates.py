@@ -1,14 +1,16 @@
 """Who wins, by every judge: the models of one run or several (seeds) on their held-out prompts, and how far the judges agree.
 
-    python benchmarks/win_rates.py RUN [RUN ...] [--people FILE] [--all-text] [--json OUT]
+    python benchmarks/win_rates.py RUN [RUN ...] [--people FILE] [--all-text] [--with EARLIER] [--json OUT]
 
 Three judges of harmlessness: the evaluation's probe, its readable checks, and, with FILE (people's comparisons for harmlessness, in
 the format of hh-rlhf), a probe that learnt from people's choices alone. None had a part in training. For helpfulness the first two.
 --all-text shows them what came after the last whole sentence of an answer that was cut off as well.
+--with takes what this program wrote of other runs, and adds rows over these and those: the mean of all runs, its interval from theirs.
 Then: how often each is right on people's choices (the third by cross-validation), and how often two of them give the same verdict.
 """
 
 import argparse
+import json
 import sys
 from pathlib import Path
 
@@ -32,12 +34,27 @@ def answers(run, question, all_text=False):
     return {m: sorted(rows, key=lambda r: (r["id"], r["sample"])) for m, rows in found.items()}
 
 
+def over_all(rows, others):
+    "Rows over the runs of both lists: means of the runs' win rates, with intervals as if the runs had prompts of their own"
+    found = {}
+    for r in [*rows, *others]:
+        if not r["run"].startswith("all"):
+            found.setdefault((r["question"], r["judge"], r["pair"]), []).append(r)
+    for (question, judge, pair), each in found.items():
+        row = {"question": question, "judge": judge, "pair": pair, "run": f"all {len(each)}"}
+        for mean, low, high in (("win", "low", "high"), ("hard", "hard low", "hard high")):
+            middle, half = np.mean([r[mean] for r in each]), np.sqrt(np.sum([((r[high] - r[low]) / 2) ** 2 for r in each])) / len(each)
+            row |= {mean: middle, low: middle - half, high: middle + half}
+        yield row | {"n": sum(r["n"] for r in each)}
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", metavar="RUN")
     parser.add_argument("--people", metavar="FILE")
     parser.add_argument("--judge", metavar="DIR", default="runs/judge-of-people", help="where the probe learnt from FILE is kept")
     parser.add_argument("--all-text", action="store_true", help="judge all of an answer that was cut off, not its whole sentences")
+    parser.add_argument("--with", metavar="EARLIER", dest="earlier", help="what this program wrote of other runs")
     parser.add_argument("--json", metavar="OUT")
     args = parser.parse_args()
     runs = [Run(Path(r), load_recipe(r)) for r in args.runs]
@@ -83,6 +100,8 @@ def main():
                 found = agreement(p, q, [t for pair, (_, asked) in pairs for t in asked])
                 same.append({"question": question, "judges": f"{one}, {two}", "same verdict": found["same"].mean, "low": found["same"].low,
                              "high": found["same"].high, "by chance": found["chance"], "kappa": found["kappa"]})  # fmt: skip
+    if args.earlier:
+        rows += over_all(rows, json.loads(Path(args.earlier).read_text())["rows"])
     for table in (trust, same, rows):
         show(table)
         print()

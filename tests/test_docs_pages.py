@@ -155,7 +155,7 @@ def test_the_architecture_page_names_stages_and_needs_of_the_code():
 
 
 def test_measured_figures_of_the_model_card_are_those_of_the_kept_run():
-    card, run = text_of(ROOT / "docs" / "model-card.md"), ROOT / "results" / "laptop-again"
+    card, run = text_of(ROOT / "docs" / "model-card.md"), ROOT / "results" / "laptop"
     critic = json.loads(text_of(ROOT / "adapters" / "critic" / "metrics.json"))
     assert f"{critic['examples']} training exemplars" in card and f"{critic['steps']} steps" in card and f"{critic['tokens']:,} tokens" in card
     assert f"from {critic['curve'][0]['loss']:.2f} to {critic['curve'][-1]['loss']:.2f} nats" in card
