@@ -262,6 +262,7 @@ def train_preference_model(model_name: str,   # default, folder or hub id
                            adapter=None):     # adapters merged into the trunk before training
     "Train on soft labels (paper, section 4.1) and save to `out`; returns counts, curve and metrics on held-out prompts"
     from datasets import Dataset
+    from transformers import PrinterCallback
     out, s = Path(out), settings
     torch.manual_seed(s.seed)
     comparisons = list(comparisons)
@@ -285,6 +286,7 @@ def train_preference_model(model_name: str,   # default, folder or hub id
         if s.probe: _start_from_probe(PreferenceModel(model, tokenizer), mine, [kept[i] for i in train], s.seed)
         trainer = SoftRewardTrainer(model=model, args=args, train_dataset=Dataset.from_list(mine),
                                     processing_class=tokenizer, peft_config=lora or None)
+        trainer.remove_callback(PrinterCallback)  # the curve is kept
         trainer.train()
         weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # by all processes: each may hold a part
         curve = [{"step": h["step"], "loss": h["loss"]} for h in trainer.state.log_history if "loss" in h]
