@@ -62,7 +62,7 @@ class ValueHead(nn.Module):
         self.weight, self.bias = nn.Parameter(torch.zeros(hidden_size)), nn.Parameter(torch.zeros(1))
 
     def forward(self, hidden, ids=None, coming=None):  # `(…, H)` -> `(…,)`; the rest is for `ValueModel`
-        return (hidden.to(self.weight.dtype)*self.weight).sum(-1) + self.bias
+        return (hidden.to(self.weight.dtype)*self.weight).sum(-1) + self.bias[0]
 
 # %% ../nbs/08a_ppo_trainer.ipynb #12daedc6
 def still_layers(model) -> int:
