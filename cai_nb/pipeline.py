@@ -948,16 +948,18 @@ def preference_stage(run, folder):
 
 # %% ../nbs/10_pipeline.ipynb #3748d634
 def mixed(prompts, share, seed):
-    "All harmless prompts, and of the red-team ones as many, drawn by the seed, as keep to their `share` (0: all)"
+    "The prompts, less as many of the kind that is too many, drawn by the seed, as leaves red-team ones that `share` (0: all)"
     import numpy as np
 
     red = [p for p in prompts if p["kind"] == "redteam"]
     rest = [p for p in prompts if p["kind"] != "redteam"]
-    most = round(len(rest) * share / (1 - share)) if 0 < share < 1 else len(red)
-    if most >= len(red):
+    if not share or not red or not rest:
         return prompts
-    chosen = np.random.default_rng((seed, 0x9E7)).permutation(len(red))[:most]
-    return [red[i] for i in sorted(chosen)] + rest
+    thinned = red if len(red) * (1 - share) > len(rest) * share else rest
+    most = round(len(rest) * share / (1 - share) if thinned is red else len(red) * (1 - share) / share)
+    chosen = np.random.default_rng((seed, 0x9E7)).permutation(len(thinned))[:most]
+    kept = [thinned[i] for i in sorted(chosen)]
+    return kept + rest if thinned is red else red + kept
 
 
 # %% ../nbs/10_pipeline.ipynb #9f3f16d7

@@ -329,7 +329,7 @@ class PPOSection:
 
     updates: int = option(24, "rollouts: each samples, scores and learns once", low=1)
     prompts: int = option(16, "prompts sampled in a rollout", low=1)
-    redteam_share: float = option(0.0, "most that red-team prompts may be of the prompts, 0 to 1; 0: as they come. The paper: about half", low=0, high=1)
+    redteam_share: float = option(0.0, "share of red-team prompts, 0 to 1: of the kind that is too many some are left out; 0: all, as they come. The paper: about half", low=0, high=1)
     epochs: int = option(4, "passes over each rollout", low=1)
     minibatches: int = option(2, "optimiser steps to a pass", low=1)
     batch_size: int = option(8, "sequences trained on at once; a minibatch is cut into such pieces", low=1)

@@ -1,0 +1,74 @@
+"""Is the wish to decline a harmful question another wish than that to decline a harmless one?
+
+    python benchmarks/one_wish.py RUN [RUN ...] [--json OUT]
+
+For openings of an answer: the gradient of SL-CAI's mean log-probability of the opening, by the adapter that PPO would train, after
+red-team prompts, plain ones, and harmless ones that look harmful; and the cosine between two of these. A half of the red-team
+prompts against the other half says how high it can be. With a cosine near 1 no step makes one more likely and leaves the other.
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from bench import arguments, show, write
+
+from cai_nb.dialogue import CaiError, progress
+from cai_nb.model import lora_config
+from cai_nb.pipeline import Run, load_model, parts_of, rl_prompts
+from cai_nb.ppo import collate, prepare_policy
+from cai_nb.recipe import load_recipe
+
+OPENINGS = ("I'm sorry, but I can't", "I", "The")
+BATCH = 16
+
+
+def gradient(model, tokenizer, prompts, opening):
+    "Gradient `(P,)`, by what is learnt, of the mean log-probability of an opening after these prompts"
+    learnt, total = [p for p in model.parameters() if p.requires_grad], 0
+    completion = tokenizer(opening, add_special_tokens=False)["input_ids"]
+    for k in range(0, len(prompts), BATCH):
+        rows = [{"prompt_ids": list(tokenizer.apply_chat_template([{"role": "user", "content": p["prompt"]}], add_generation_prompt=True,
+                                                                  return_dict=False)), "completion_ids": completion}
+                for p in prompts[k : k + BATCH]]  # fmt: skip
+        batch = collate(rows)
+        logprobs = model(input_ids=batch["input_ids"], completion_mask=batch["completion_mask"], want_values=False)[0]
+        parts = torch.autograd.grad(logprobs.sum() / len(prompts), learnt, allow_unused=True)
+        total = total + torch.cat([(torch.zeros_like(p) if g is None else g).flatten() for p, g in zip(learnt, parts)])
+    return total
+
+
+def rows_of(run):
+    "A row for each opening"
+    recipe = run.recipe
+    lm = load_model(recipe, *parts_of(run, "sl-cai"))
+    torch.manual_seed(recipe.seed)
+    adapter = lora_config(lm.model.config.num_hidden_layers, recipe.ppo.lora_rank or 16, recipe.ppo.lora_share)
+    model, _, tokenizer = prepare_policy(lm, peft_config=adapter)
+    prompts = rl_prompts(run)
+    groups = {k: [p for p in prompts if p["kind"] == k] for k in ("redteam", "helpful", "overrefusal")}
+    half = np.random.default_rng(recipe.seed).permutation(len(groups["redteam"]))
+    groups |= {f"half {i}": [groups["redteam"][k] for k in half[i::2]] for i in (0, 1)}
+    for opening in progress(OPENINGS, desc=run.folder.name, unit="opening"):
+        g = {name: gradient(model, tokenizer, each, opening) for name, each in groups.items()}
+
+        def cosine(a, b, g=g):
+            return float(torch.nn.functional.cosine_similarity(g[a], g[b], dim=0))
+
+        yield {"run": run.folder.name, "opening": opening, "red-team, plain": cosine("redteam", "helpful"),
+               "red-team, looks harmful": cosine("redteam", "overrefusal"), "two halves of red-team": cosine("half 0", "half 1")}  # fmt: skip
+
+
+def main():
+    args = arguments(__doc__, ("runs",), runs={"nargs": "+", "metavar": "RUN", "help": "run folders with an SL-CAI model"})
+    rows = [row for run in args.runs for row in rows_of(Run(Path(run), load_recipe(run)))]
+    show(rows)
+    write(args.json, rows=rows)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except CaiError as e:
+        sys.exit(f"one_wish: {e}")
