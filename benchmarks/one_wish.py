@@ -3,8 +3,8 @@
     python benchmarks/one_wish.py RUN [RUN ...] [--json OUT]
 
 For openings of an answer: the gradient of SL-CAI's mean log-probability of the opening, by the adapter that PPO would train, after
-red-team prompts, plain ones, and harmless ones that look harmful; and the cosine between two of these. A half of the red-team
-prompts against the other half says how high it can be. With a cosine near 1 no step makes one more likely and leaves the other.
+red-team prompts, plain ones, and harmless ones that look harmful; and the cosine between two of these. Red-team prompts
+against other red-team prompts say how high it can be. With a cosine near 1 no step makes one more likely and leaves the other.
 """
 
 import sys
@@ -21,7 +21,8 @@ from cai_nb.ppo import collate, prepare_policy
 from cai_nb.recipe import load_recipe
 
 OPENINGS = ("I'm sorry, but I can't", "I", "The")
-BATCH = 16
+MOST = 36  # prompts of a kind
+BATCH = 12
 
 
 def gradient(model, tokenizer, prompts, opening):
@@ -47,9 +48,13 @@ def rows_of(run):
     adapter = lora_config(lm.model.config.num_hidden_layers, recipe.ppo.lora_rank or 16, recipe.ppo.lora_share)
     model, _, tokenizer = prepare_policy(lm, peft_config=adapter)
     prompts = rl_prompts(run)
-    groups = {k: [p for p in prompts if p["kind"] == k] for k in ("redteam", "helpful", "overrefusal")}
-    half = np.random.default_rng(recipe.seed).permutation(len(groups["redteam"]))
-    groups |= {f"half {i}": [groups["redteam"][k] for k in half[i::2]] for i in (0, 1)}
+    draw, groups = np.random.default_rng(recipe.seed), {}
+    for kind in ("redteam", "helpful", "overrefusal"):
+        mine = [p for p in prompts if p["kind"] == kind]
+        mine = [mine[i] for i in draw.permutation(len(mine))]
+        groups[kind] = mine[:MOST]
+        if kind == "redteam":
+            groups["others"] = mine[MOST : 2 * MOST]
     for opening in progress(OPENINGS, desc=run.folder.name, unit="opening"):
         g = {name: gradient(model, tokenizer, each, opening) for name, each in groups.items()}
 
@@ -57,7 +62,7 @@ def rows_of(run):
             return float(torch.nn.functional.cosine_similarity(g[a], g[b], dim=0))
 
         yield {"run": run.folder.name, "opening": opening, "red-team, plain": cosine("redteam", "helpful"),
-               "red-team, looks harmful": cosine("redteam", "overrefusal"), "two halves of red-team": cosine("half 0", "half 1")}  # fmt: skip
+               "red-team, looks harmful": cosine("redteam", "overrefusal"), "red-team, other red-team": cosine("redteam", "others")}  # fmt: skip
 
 
 def main():
