@@ -4,7 +4,8 @@
 
 For openings of an answer: the gradient of SL-CAI's mean log-probability of the opening, by the adapter that PPO would train, after
 red-team prompts, plain ones, and harmless ones that look harmful; and the cosine between two of these. Red-team prompts
-against other red-team prompts say how high it can be. With a cosine near 1 no step makes one more likely and leaves the other.
+against other red-team prompts say how high it can be. The nearer to 1, the more a step that makes one
+more likely makes the other so too; "The" says how much of that is common to all openings.
 """
 
 import sys

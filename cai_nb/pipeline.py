@@ -948,7 +948,7 @@ def preference_stage(run, folder):
 
 # %% ../nbs/10_pipeline.ipynb #3748d634
 def mixed(prompts, share, seed):
-    "The prompts, less as many of the kind that is too many, drawn by the seed, as leaves red-team ones that `share` (0: all)"
+    "Prompts of which `share` are red-team (0: all, as they come): of the kind that is too many some, drawn by the seed, are left out"
     import numpy as np
 
     red = [p for p in prompts if p["kind"] == "redteam"]
