@@ -1078,6 +1078,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'cai_nb.pipeline.mixed': ('pipeline.html#mixed', 'cai_nb/pipeline.py'),
                                  'cai_nb.pipeline.model_of': ('pipeline.html#model_of', 'cai_nb/pipeline.py'),
                                  'cai_nb.pipeline.open_run': ('pipeline.html#open_run', 'cai_nb/pipeline.py'),
+                                 'cai_nb.pipeline.own_words': ('pipeline.html#own_words', 'cai_nb/pipeline.py'),
                                  'cai_nb.pipeline.parts_of': ('pipeline.html#parts_of', 'cai_nb/pipeline.py'),
                                  'cai_nb.pipeline.pieces': ('pipeline.html#pieces', 'cai_nb/pipeline.py'),
                                  'cai_nb.pipeline.ppo_arguments': ('pipeline.html#ppo_arguments', 'cai_nb/pipeline.py'),

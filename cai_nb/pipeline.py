@@ -11,9 +11,9 @@ __all__ = ['HARMLESS', 'POLICIES', 'JUDGE_LAYERS', 'QUESTIONS', 'STAGES', 'RunEr
            'shipped_folder', 'shipped_critic', 'make_critic', 'critic_parts', 'load_model', 'speaker', 'model_of',
            'revision_stage', 'helpful_answers', 'sft_stage', 'pieces', 'largest_divisor', 'save_metrics',
            'feedback_stage', 'revised_pairs', 'by_constitution', 'judges_of', 'lessons', 'read_by', 'lesson_card',
-           'make_judges', 'labeller', 'layers_of', 'label_check', 'preference_stage', 'mixed', 'ppo_arguments',
-           'ppo_stage', 'learn_by_ppo', 'diary', 'meter', 'evaluation_stage', 'evaluation_judges', 'check', 'expected',
-           'run_recipe', 'report', 'measure_machine', 'main']
+           'make_judges', 'labeller', 'layers_of', 'label_check', 'preference_stage', 'mixed', 'own_words',
+           'ppo_arguments', 'ppo_stage', 'learn_by_ppo', 'diary', 'meter', 'evaluation_stage', 'evaluation_judges',
+           'check', 'expected', 'run_recipe', 'report', 'measure_machine', 'main']
 
 # %% ../nbs/10_pipeline.ipynb #8cf8d1f9
 import gc
@@ -962,6 +962,14 @@ def mixed(prompts, share, seed):
     return kept + rest if thinned is red else red + kept
 
 
+# %% ../nbs/10_pipeline.ipynb #3748d637
+def own_words(prompts, completions, id=None, **columns):
+    "A reward function: 0, or -1 for an answer that is boilerplate beside the others of its rollout (notebook 09)"
+    from cai_nb.evaluation import boilerplate, stock_phrases
+
+    same = boilerplate(completions, id)
+    return [-float(repeated or bool(stock_phrases(c))) for c, repeated in zip(completions, same)]
+
 # %% ../nbs/10_pipeline.ipynb #9f3f16d7
 def ppo_arguments(recipe, parameters=0):
     "Keyword arguments of `PPOConfig` from a recipe, for a policy of that many weights"
@@ -994,6 +1002,7 @@ def ppo_arguments(recipe, parameters=0):
         "normalize_scores": False,
         "whole_sentences": True,  # as the preference model learnt them
         "missing_eos_penalty": o.missing_end,
+        "reward_weights": [1.0, o.boilerplate] if o.boilerplate else None,
         "seed": recipe.seed,
         "save_strategy": "steps",
         "save_steps": o.save_every * o.epochs * o.minibatches,
@@ -1032,9 +1041,10 @@ def learn_by_ppo(recipe, parts, prompts, reward, folder):
     if recipe.model.four_bit:
         in_four_bits(lm.model)
     adapter = lora_config(lm.model.config.num_hidden_layers, o.lora_rank, o.lora_share) if o.lora_rank else None
+    rewards = [PreferenceModel.load(reward), own_words] if o.boilerplate else PreferenceModel.load(reward)
     data = [{**p, "prompt": [{"role": "user", "content": p["prompt"]}]} for p in prompts]
     args = PPOConfig(str(folder / "work"), **ppo_arguments(recipe, lm.model.num_parameters()))
-    trainer = PPOTrainer(lm, PreferenceModel.load(reward), args, data, peft_config=adapter, callbacks=[meter(o.updates)])
+    trainer = PPOTrainer(lm, rewards, args, data, peft_config=adapter, callbacks=[meter(o.updates)])
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(diary(trainer, Records(folder / "rollouts.jsonl")))
     trainer.train(resume_from_checkpoint=True)
@@ -1044,7 +1054,7 @@ def learn_by_ppo(recipe, parts, prompts, reward, folder):
 
 # %% ../nbs/10_pipeline.ipynb #3748d633
 def diary(trainer, records):
-    "A trainer callback that keeps every answer that was learnt from, with its reward: what PPO climbed can be read"
+    "A trainer callback that keeps every answer that was learnt from, with the preference model's score and whether it paid for boilerplate"
     from transformers import TrainerCallback
 
     class Diary(TrainerCallback):
@@ -1053,7 +1063,8 @@ def diary(trainer, records):
                 n = logs["rollout"]
                 rows = [(f"{n}-{r['row']}", r) for r in trainer.rows]  # a rollout made again after a kill is the same
                 records.extend({"id": key, "rollout": n, "prompt_id": r.get("id", ""), "kind": r.get("kind", ""),
-                                **{k: r[k] for k in ("prompt", "completion", "finished")}, "reward": float(r["raw"]),
+                                **{k: r[k] for k in ("prompt", "completion", "finished")}, "reward": float(r["each"][0]),
+                                **({"boilerplate": r["each"][1] < 0} if len(r["each"]) > 1 else {}),
                                 "kl": float((r["old_logprobs"] - r["ref_logprobs"]).sum())}
                                for key, r in rows if key not in records.ids)
 

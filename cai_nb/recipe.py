@@ -343,6 +343,7 @@ class PPOSection:
     temperature: float = option(1.0, "of sampling, and dividing the logits in scoring alike", low=0.01, high=4)
     max_tokens: int = option(64, "longest answer, in tokens", low=1)
     missing_end: float = option(1.0, "taken from the reward of an answer that does not end", low=0)
+    boilerplate: float = option(0.0, "taken from the reward of an answer that is boilerplate beside the others of its rollout", low=0)
     lora_rank: int = option(16, "rank of the adapter; 0 trains all weights", low=0)
     lora_share: float = option(0.5, "share of the layers, from the top, that get an adapter", low=0.01, high=1)
     save_every: int = option(8, "rollouts between checkpoints", low=1)
