@@ -613,7 +613,7 @@ SETS = [
     "revision.critique_tokens=8", "sft.helpful_tokens=12", "sft.max_length=1024", "feedback.max_tokens=10",
     "feedback.exemplars=8", "feedback.check=2", "preference.max_length=1024", "preference.heldout=0.4",
     "preference.mix=helpfulness",
-    "ppo.max_tokens=8",
+    "ppo.max_tokens=8", "ppo.boilerplate=0.5",
     "evaluation.n_redteam=2", "evaluation.n_helpful=2", "evaluation.n_overrefusal=2", "evaluation.max_tokens=10",
     "evaluation.draws=100",
 ]  # fmt: skip
@@ -745,6 +745,27 @@ def test_a_run_takes_the_judges_of_the_package_or_fits_its_own(tmp_path, monkeyp
         assert fitted[0] == "fitted" and fitted[1] > 90
 
 
+def test_judges_of_the_package_are_examined_once_and_others_in_each_run(tmp_path, monkeypatch):
+    from cai_nb.judge import Judge
+
+    lm = LanguageModel.load()
+    run = pl.Run(tmp_path, load_recipe("laptop"), note=quiet, cache={"start": lm})
+    found = pl.evaluation_judges(run)
+    known = json.loads((pl.shipped_folder("judges") / "judge" / "heldout.json").read_text())
+    held = pl.heldout_pairs(run.recipe, "helpfulness")
+    fresh = pl.right_on(found["helpfulness"]["probe"], held)  # what was written down is so
+    assert fresh["n"] == known["helpfulness"]["right"]["n"] == len(held) > 90
+    assert abs(fresh["accuracy"] - known["helpfulness"]["right"]["accuracy"]) < 0.025
+    monkeypatch.setattr(Judge, "score", lambda *args: pytest.fail("read again"))
+    for question, judges in found.items():
+        assert pl.check(run, question, judges["probe"]) == known[question]["right"]
+        assert pl.check(run, question, judges["checks"]) != known[question]["right"]
+    with monkeypatch.context() as m:
+        m.setattr(pl, "heldout_pairs", lambda recipe, question: held[:20])
+        with pytest.raises(pytest.fail.Exception, match="read again"):
+            pl.check(run, "helpfulness", found["helpfulness"]["probe"])
+
+
 def test_ppo_that_was_interrupted_ends_with_the_same_weights(half, tmp_path, monkeypatch):
     from transformers import TrainerCallback
 
@@ -766,5 +787,10 @@ def test_ppo_that_was_interrupted_ends_with_the_same_weights(half, tmp_path, mon
     assert len(logs[0]) == 2 and logs[0] == logs[1]
     learnt_from = [list(Records(r.path("ppo") / "rollouts.jsonl")) for r in (whole, again)]
     assert learnt_from[0] == learnt_from[1] and len(learnt_from[0]) == whole.done("ppo")["counts"]["answers"]
-    assert {"prompt", "completion", "reward", "kl", "kind", "rollout"} <= set(learnt_from[0][0])
+    assert {"prompt", "completion", "reward", "kl", "kind", "rollout", "boilerplate"} <= set(learnt_from[0][0])
+    for row in Records(whole.path("ppo") / "log.jsonl"):  # half a point for what others of the rollout say as well
+        mine = [r for r in learnt_from[0] if r["rollout"] == row["rollout"]]
+        paid = sum(r["boilerplate"] for r in mine) / len(mine)
+        assert row["reward/own_words"] == pytest.approx(-paid)
+        assert row["reward"] == pytest.approx(sum(r["reward"] for r in mine) / len(mine) - paid / 2, abs=1e-5)
     assert not (whole.path("ppo") / "work").exists()
