@@ -740,7 +740,7 @@ def _work_rl(recipe, o, e, q):
         Work("ppo", "training", n * o.epochs, trained=whole * o.epochs, lora=o.lora_rank > 0, share=o.lora_share, again=True),
         Work("evaluation", "answers of three models", asked, asked * q, asked * e.max_tokens * (1 + 2 * EARLY) / 3,
              batch=e.batch_size),
-        Work("evaluation", "judges", asked, read=2 * (asked + TRUSTED * (1 if judges_ship(recipe) else 2)) * (q + e.max_tokens)),
+        Work("evaluation", "judges", asked, read=2 * (asked + TRUSTED * (0 if judges_ship(recipe) else 2)) * (q + e.max_tokens)),
     ]
 
 # %% ../nbs/10a_recipe.ipynb #4e8bd3e5
