@@ -1102,7 +1102,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'cai_nb.pipeline.sft_stage': ('pipeline.html#sft_stage', 'cai_nb/pipeline.py'),
                                  'cai_nb.pipeline.shipped_critic': ('pipeline.html#shipped_critic', 'cai_nb/pipeline.py'),
                                  'cai_nb.pipeline.shipped_folder': ('pipeline.html#shipped_folder', 'cai_nb/pipeline.py'),
-                                 'cai_nb.pipeline.shipped_judges': ('pipeline.html#shipped_judges', 'cai_nb/pipeline.py'),
                                  'cai_nb.pipeline.speaker': ('pipeline.html#speaker', 'cai_nb/pipeline.py'),
                                  'cai_nb.pipeline.texts_mark': ('pipeline.html#texts_mark', 'cai_nb/pipeline.py'),
                                  'cai_nb.pipeline.write_json': ('pipeline.html#write_json', 'cai_nb/pipeline.py'),

@@ -10,9 +10,9 @@ __all__ = ['HARMLESS', 'POLICIES', 'JUDGE_LAYERS', 'QUESTIONS', 'STAGES', 'RunEr
            'prompts_of', 'harmless_prompts', 'rl_prompts', 'parts_of', 'critic_adapter', 'lesson_mark',
            'shipped_folder', 'shipped_critic', 'make_critic', 'critic_parts', 'load_model', 'speaker', 'model_of',
            'revision_stage', 'helpful_answers', 'sft_stage', 'pieces', 'largest_divisor', 'save_metrics',
-           'feedback_stage', 'revised_pairs', 'by_constitution', 'judges_of', 'shipped_judges', 'lessons', 'read_by',
-           'lesson_card', 'texts_mark', 'make_judges', 'labeller', 'layers_of', 'label_check', 'preference_stage',
-           'mixed', 'own_words', 'ppo_arguments', 'ppo_stage', 'learn_by_ppo', 'diary', 'meter', 'evaluation_stage',
+           'feedback_stage', 'revised_pairs', 'by_constitution', 'judges_of', 'lessons', 'read_by', 'lesson_card',
+           'texts_mark', 'make_judges', 'labeller', 'layers_of', 'label_check', 'preference_stage', 'mixed',
+           'own_words', 'ppo_arguments', 'ppo_stage', 'learn_by_ppo', 'diary', 'meter', 'evaluation_stage',
            'evaluation_judges', 'check', 'heldout_pairs', 'right_on', 'expected', 'run_recipe', 'report',
            'measure_machine', 'main']
 
@@ -827,18 +827,11 @@ def judges_of(run, share):
     "`Judges` that learnt from a share of the recipe's pairs: those of the package where they learnt from the same, otherwise fitted now"
     from cai_nb.judge import Judges
 
-    lm, shipped = model_of(run, "start", here=True), shipped_judges(run, share)
-    if shipped:
-        return Judges.load(shipped, lm)
-    pairs, layers = lessons(run.recipe, share), read_by(lm, share)
+    lm, pairs = model_of(run, "start", here=True), lessons(run.recipe, share)
+    layers, shipped = read_by(lm, share), shipped_folder("judges")
+    if shipped and read_json(shipped / share / "lessons.json") == lesson_card(lm, layers, pairs):
+        return Judges.load(shipped / share, lm)
     return Judges.fit(lm, pairs, layers=layers, seed=run.recipe.seed, batch_size=run.recipe.feedback.batch_size)
-
-
-def shipped_judges(run, share):
-    "Folder of judges that come with the package and learnt what the recipe's would learn, or None"
-    lm, shipped = model_of(run, "start", here=True), shipped_folder("judges")
-    card = lesson_card(lm, read_by(lm, share), lessons(run.recipe, share)) if shipped else None
-    return shipped / share if shipped and read_json(shipped / share / "lessons.json") == card else None
 
 
 def lessons(recipe, share):
@@ -869,10 +862,9 @@ def texts_mark(pairs):
     texts = sorted(json.dumps([p[k] for k in ("prompt", "better", "worse", "kind", "judged")]) for p in pairs)
     return hashlib.sha256("".join(texts).encode()).hexdigest()[:12]
 
-
+# %% ../nbs/10_pipeline.ipynb #92c87385
 def make_judges(recipe, out, note=print):
-    """Fit the judges of a recipe into the folders `train` and `judge` under `out`: what `judges_of` looks for in the package.
-    `heldout.json` beside the second says how often they are right on held-out pairs: the same in every run that uses them"""
+    "Fit the judges of a recipe into the folders `train` and `judge` under `out`: what `judges_of` looks for in the package"
     from cai_nb.judge import Judges
 
     lm = load_model(recipe, recipe.model.name)
@@ -880,12 +872,11 @@ def make_judges(recipe, out, note=print):
         pairs, layers = lessons(recipe, share), read_by(lm, share)
         note(f"judges: reading {len(pairs)} pairs of the share {share}")
         judges = Judges.fit(lm, pairs, layers=layers, seed=recipe.seed, batch_size=recipe.feedback.batch_size)
+        for question, kind in QUESTIONS.items() if share == "judge" else ():  # `check` would find the same in every run
+            held = heldout_pairs(recipe, question)
+            judges.each[kind].report["heldout"] = {"texts": texts_mark(held), "right": right_on(judges.each[kind], held)}
         judges.save(Path(out) / share)
         write_json(Path(out) / share / "lessons.json", lesson_card(lm, layers, pairs))
-    held = {question: heldout_pairs(recipe, question) for question in QUESTIONS}
-    note(f"judges: examined on {sum(map(len, held.values()))} held-out pairs")
-    right = {q: {"texts": texts_mark(held[q]), "right": right_on(judges.each[kind], held[q])} for q, kind in QUESTIONS.items()}
-    write_json(Path(out) / "judge" / "heldout.json", right)
     return Path(out)
 
 # %% ../nbs/10_pipeline.ipynb #ad54e14f
@@ -1156,15 +1147,10 @@ def evaluation_judges(run):
 
 
 def check(run, question, judge):
-    "How often an evaluation's judge is right on held-out pairs of the constitution; read where a judge of the package was examined"
-    from cai_nb.judge import Judge
-
+    "How often an evaluation's judge is right on held-out pairs of the constitution; a judge that was examined on them knows"
     held = heldout_pairs(run.recipe, question)
-    shipped = shipped_judges(run, "judge") if isinstance(judge, Judge) else None
-    known = (read_json(shipped / "heldout.json") or {}).get(question) if shipped else None
-    if known and known["texts"] == texts_mark(held):
-        return known["right"]
-    return right_on(judge, held)
+    known = getattr(judge, "report", {}).get("heldout")
+    return known["right"] if known and known["texts"] == texts_mark(held) else right_on(judge, held)
 
 
 def heldout_pairs(recipe, question):

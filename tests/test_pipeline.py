@@ -751,7 +751,7 @@ def test_judges_of_the_package_are_examined_once_and_others_in_each_run(tmp_path
     lm = LanguageModel.load()
     run = pl.Run(tmp_path, load_recipe("laptop"), note=quiet, cache={"start": lm})
     found = pl.evaluation_judges(run)
-    known = json.loads((pl.shipped_folder("judges") / "judge" / "heldout.json").read_text())
+    known = {question: judges["probe"].report["heldout"] for question, judges in found.items()}
     held = pl.heldout_pairs(run.recipe, "helpfulness")
     fresh = pl.right_on(found["helpfulness"]["probe"], held)  # what was written down is so
     assert fresh["n"] == known["helpfulness"]["right"]["n"] == len(held) > 90
@@ -764,6 +764,9 @@ def test_judges_of_the_package_are_examined_once_and_others_in_each_run(tmp_path
         m.setattr(pl, "heldout_pairs", lambda recipe, question: held[:20])
         with pytest.raises(pytest.fail.Exception, match="read again"):
             pl.check(run, "helpfulness", found["helpfulness"]["probe"])
+    del found["helpfulness"]["probe"].report["heldout"]  # as of a judge that this run has fitted
+    with pytest.raises(pytest.fail.Exception, match="read again"):
+        pl.check(run, "helpfulness", found["helpfulness"]["probe"])
 
 
 def test_ppo_that_was_interrupted_ends_with_the_same_weights(half, tmp_path, monkeypatch):
