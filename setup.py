@@ -59,7 +59,7 @@ if __name__ == "__main__":
     settings = read_settings()
     setup(
         version=read_version(),
-        packages=["cai_nb"],
+        packages=["cai_nb", "cai_nb.course"],
         install_requires=settings["requirements"],
         extras_require={
             key.removesuffix("_requirements"): lines

@@ -14,7 +14,8 @@ from bench import arguments, show, write
 from cai_nb.constitution import Constitution
 from cai_nb.dialogue import CaiError
 from cai_nb.figures import draw_figures
-from cai_nb.pipeline import run_recipe, shipped_critic
+from cai_nb.artifacts import shipped_critic
+from cai_nb.stages import run_recipe
 from cai_nb.recipe import load_recipe
 
 GENTLE = ["constitution.harmless={harmlessness: 1.0}", "preference.mix=[helpfulness]"]  # nothing against over-reaction

@@ -17,11 +17,14 @@ import numpy as np
 from bench import show, write
 
 from cai_nb.dialogue import CaiError, user
-from cai_nb.evaluation import KINDS, Checks, bootstrap, declines
+from cai_nb.evaluation import KINDS, Checks
+from cai_nb.measures import declines
+from cai_nb.stats import bootstrap
 from cai_nb.feedback import FeedbackError
 from cai_nb.figures import preference_of, probes
 from cai_nb.judge import Judges
-from cai_nb.pipeline import Run, model_of, prompts_of
+from cai_nb.artifacts import model_of, prompts_of
+from cai_nb.run import Run
 from cai_nb.recipe import load_recipe
 
 

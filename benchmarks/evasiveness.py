@@ -13,7 +13,8 @@ from pathlib import Path
 from bench import arguments, show, write
 
 from cai_nb.dialogue import CaiError
-from cai_nb.evaluation import bootstrap, distinct, jackknife, measure, read_paper_samples
+from cai_nb.measures import distinct, measure, read_paper_samples
+from cai_nb.stats import bootstrap, jackknife
 
 SHOWN = ("evasive", "declines", "engages", "overreacting", "accusatory", "preachy", "boilerplate", "repeated", "near_identical", "length")
 

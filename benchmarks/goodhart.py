@@ -15,9 +15,11 @@ from pathlib import Path
 from bench import arguments, show, write
 
 from cai_nb.dialogue import CaiError
-from cai_nb.evaluation import boilerplate, distinct
+from cai_nb.measures import boilerplate, distinct
 from cai_nb.model import lora_config
-from cai_nb.pipeline import Run, load_model, parts_of, ppo_arguments, rl_prompts
+from cai_nb.artifacts import load_model, rl_prompts
+from cai_nb.run import Run, parts_of
+from cai_nb.stages import ppo_arguments
 from cai_nb.ppo import PPOConfig, PPOTrainer
 from cai_nb.preference import PreferenceModel
 from cai_nb.recipe import load_recipe

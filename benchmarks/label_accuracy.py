@@ -21,12 +21,9 @@ from bench import arguments, show, write
 from cai_nb.constitution import Ensemble
 from cai_nb.dialogue import CaiError
 from cai_nb.feedback import (
-    accuracy,
     as_pairs,
-    calibration_bins,
     chain_of_thought,
     comparison_record,
-    fit_temperature,
     judge_pairs,
     likelihood_contrast,
     load_comparisons,
@@ -34,9 +31,10 @@ from cai_nb.feedback import (
     over_principles,
     pointwise,
 )
+from cai_nb.stats import accuracy, calibration_bins, fit_temperature
 from cai_nb.judge import LAYERS, Judge, Judges, kind_of, read_pairs
 from cai_nb.model import LanguageModel
-from cai_nb.pipeline import layers_of
+from cai_nb.artifacts import layers_of
 
 SHOWN = ("method", "accuracy", "low", "high", "n", "calibration_error")
 KINDS = {"harmful": ["harmlessness"], "harmless": ["helpfulness", "anti-overreaction"]}

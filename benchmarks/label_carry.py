@@ -16,7 +16,8 @@ from label_accuracy import KINDS, NAMES
 
 from cai_nb.constitution import Ensemble
 from cai_nb.dialogue import CaiError, assistant
-from cai_nb.feedback import accuracy, as_pairs, judge_pairs, multiple_choice, over_principles, soften
+from cai_nb.feedback import as_pairs, judge_pairs, multiple_choice, over_principles, soften
+from cai_nb.stats import accuracy
 from cai_nb.judge import Judge, kind_of
 from cai_nb.model import LanguageModel
 from cai_nb.preference import PreferenceModel, encode_dialogue, preference_metrics, sequence_classifier, soft_probe

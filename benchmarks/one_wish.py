@@ -17,8 +17,10 @@ from bench import arguments, show, write
 
 from cai_nb.dialogue import CaiError, progress
 from cai_nb.model import lora_config
-from cai_nb.pipeline import Run, load_model, parts_of, rl_prompts
-from cai_nb.ppo import collate, prepare_policy
+from cai_nb.artifacts import load_model, rl_prompts
+from cai_nb.run import Run, parts_of
+from cai_nb.ppo import collate
+from cai_nb.ppo_model import prepare_policy
 from cai_nb.recipe import load_recipe
 
 OPENINGS = ("I'm sorry, but I can't", "I", "The")

@@ -18,9 +18,12 @@ from bench import arguments, show, write
 
 from cai_nb.dialogue import CaiError, assistant
 from cai_nb.feedback import judge_pairs, load_comparisons, sample_pairs
-from cai_nb.pipeline import HARMLESS, Run, by_constitution, constitution_of, labeller, model_of, run_recipe
+from cai_nb.artifacts import HARMLESS, model_of
+from cai_nb.run import Run, constitution_of
+from cai_nb.stages import by_constitution, labeller, run_recipe
 from cai_nb.preference import PreferenceModel, PreferenceSettings, preference_metrics, train_preference_model
-from cai_nb.prompts import Records, load_prompts
+from cai_nb.prompts import load_prompts
+from cai_nb.records import Records
 from cai_nb.recipe import load_recipe
 
 SETTINGS = PreferenceSettings(learning_rate=1e-3, epochs=1, heldout=0)

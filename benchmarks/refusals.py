@@ -12,10 +12,11 @@ from pathlib import Path
 from bench import arguments, show, write
 
 from cai_nb.dialogue import CaiError
-from cai_nb.evaluation import bootstrap, declines
+from cai_nb.measures import declines
+from cai_nb.stats import bootstrap
 from cai_nb.judge import kind_of
 from cai_nb.preference import PreferenceModel
-from cai_nb.prompts import iter_jsonl
+from cai_nb.records import iter_jsonl
 
 
 def rows_of(run):

@@ -13,8 +13,8 @@ import numpy as np
 from bench import arguments, show, write
 
 from cai_nb.dialogue import CaiError
-from cai_nb.evaluation import declines
-from cai_nb.prompts import iter_jsonl
+from cai_nb.measures import declines
+from cai_nb.records import iter_jsonl
 
 
 def rows_of(run, parts=3):

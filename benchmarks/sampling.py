@@ -14,7 +14,7 @@ from bench import arguments, machine, show, write
 
 from cai_nb.constitution import Constitution
 from cai_nb.model import LanguageModel
-from cai_nb.pipeline import shipped_critic
+from cai_nb.artifacts import shipped_critic
 from cai_nb.prompts import load_prompts
 from cai_nb.revision import RevisionConfig, revise
 

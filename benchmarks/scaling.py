@@ -15,7 +15,7 @@ from bench import arguments, machine, show, write
 RECORDS = """
 import json, resource, sys, tempfile, time
 from pathlib import Path
-from cai_nb.prompts import Records
+from cai_nb.records import Records
 n = int(sys.argv[1])
 with tempfile.TemporaryDirectory() as folder:
     path, start = Path(folder) / "records.jsonl", time.perf_counter()

@@ -18,10 +18,12 @@ import numpy as np
 from bench import show, write
 
 from cai_nb.dialogue import CaiError
-from cai_nb.evaluation import KINDS, Checks, agreement, bootstrap, prob_better, verdicts
+from cai_nb.evaluation import KINDS, Checks, agreement, prob_better, verdicts
+from cai_nb.stats import bootstrap
 from cai_nb.figures import probes, records
 from cai_nb.judge import Judge
-from cai_nb.pipeline import JUDGE_LAYERS, Run, layers_of, model_of
+from cai_nb.artifacts import JUDGE_LAYERS, layers_of, model_of
+from cai_nb.run import Run
 from cai_nb.recipe import load_recipe
 
 

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['ANSWER', 'REASON', 'FeedbackError', 'as_messages', 'same_text', 'sample_pairs', 'comparison_question', 'soften',
            'comparison_record', 'principle_for', 'comparison_questions', 'ask_letters', 'trail', 'multiple_choice',
-           'wilson', 'calibration_bins', 'accuracy', 'judge_pairs', 'as_pairs', 'label_accuracy', 'rows_to_comparisons',
-           'load_comparisons', 'written_comparisons', 'position_bias', 'fit_temperature', 'likelihood_contrast',
-           'pick_shots', 'in_letters', 'shot_messages', 'cut_reasoning', 'chain_of_thought', 'pointwise_scores',
-           'pointwise', 'ensemble', 'over_principles', 'label_all', 'label_html', 'label_explorer']
+           'judge_pairs', 'as_pairs', 'label_accuracy', 'rows_to_comparisons', 'load_comparisons',
+           'written_comparisons', 'position_bias', 'likelihood_contrast', 'pick_shots', 'in_letters', 'shot_messages',
+           'cut_reasoning', 'chain_of_thought', 'pointwise_scores', 'pointwise', 'ensemble', 'over_principles',
+           'label_all', 'label_html', 'label_explorer']
 
 # %% ../nbs/06_feedback.ipynb #aafd3931
 import gzip, json, math, re, warnings
@@ -17,6 +17,7 @@ import numpy as np
 from .constitution import Constitution, rng, similarity
 from .dialogue import CaiError, assistant, from_paper, table_html, to_paper, user
 from .prompts import hub_rows
+from .stats import accuracy
 
 # %% ../nbs/06_feedback.ipynb #6f78a54a
 class FeedbackError(CaiError):
@@ -164,37 +165,6 @@ def multiple_choice(model,                     # LanguageModel, the feedback mod
     return [comparison_record(pair, p[i], "multiple_choice", label, clamp, shots=shots,
                               **trail(model, constitution, chosen[i], logp[:, i])) for i, pair in enumerate(pairs)]
 
-# %% ../nbs/06_feedback.ipynb #e96e16ca
-def wilson(k: float, n: int, z: float = 1.96):
-    "(low, high): the Wilson 95% interval of a share k/n; sensible for small n and near 0 and 1"
-    if n == 0: return 0.0, 1.0
-    share, extra = k/n, z*z/n
-    middle, half = (share + extra/2)/(1 + extra), z*math.sqrt(share*(1 - share)/n + extra/(4*n))/(1 + extra)
-    return max(0.0, middle - half), min(1.0, middle + half)
-
-def calibration_bins(p, bins: int = 5):
-    "[(mean confidence, share right, count)] over equal bins of the confidence max(p, 1−p), 0.5 to 1"
-    p = np.asarray(p, float)
-    confidence, right = np.maximum(p, 1 - p), np.where(p == 0.5, 0.5, p > 0.5)
-    which = np.minimum(((confidence - 0.5)*2*bins).astype(int), bins - 1)
-    return [(float(confidence[which == b].mean()), float(right[which == b].mean()), int((which == b).sum()))
-            for b in range(bins) if (which == b).any()]
-
-# %% ../nbs/06_feedback.ipynb #dfc19b88
-def accuracy(p,                   # (N,) P(the better one is better), or P(first is better) together with y
-             y=None,              # (N,) truth: is the first one better?
-             bins: int = 5) -> dict:
-    "Share of right labels with its 95% interval, calibration error and cross-entropy; p = 0.5 counts as half right"
-    p = np.asarray(p, float)
-    if p.ndim != 1 or len(p) == 0 or not ((p >= 0) & (p <= 1)).all():
-        raise FeedbackError("accuracy wants at least one probability, each between 0 and 1.")
-    if y is not None: p = np.where(np.asarray(y).astype(bool), p, 1 - p)
-    right = float(np.where(p == 0.5, 0.5, p > 0.5).sum())
-    low, high = wilson(right, len(p))
-    return {"accuracy": right/len(p), "low": low, "high": high, "n": len(p),
-            "calibration_error": float(sum(n*abs(c - r) for c, r, n in calibration_bins(p, bins))/len(p)),
-            "cross_entropy": float(-np.log(np.clip(p, 1e-6, 1)).mean())}
-
 # %% ../nbs/06_feedback.ipynb #9cdef4f6
 def judge_pairs(constitutions,                # name, Constitution, Ensemble, or a list of them
                 split="train",                # "train" | "judge" | "heldout"
@@ -274,15 +244,6 @@ def position_bias(records) -> dict:
     return {"says_a": float(a.mean()),  # share of all answers that are "A"; 0.5 without bias
             "same_letter": float((a[:, 0]*a[:, 1] + (1 - a[:, 0])*(1 - a[:, 1])).mean()),  # share of pairs in which the letter decided
             "mean_p_a": float(p_a.mean()), "outside": float(1 - np.exp(logp).sum(-1).mean()), "n": len(logp)}
-
-# %% ../nbs/06_feedback.ipynb #3c85cb2a
-def fit_temperature(margins) -> float:  # (N,) positive where the answer was right
-    "The scale a ≥ 0 for which σ(a·margin) is best calibrated; Platt's targets (N+1)/(N+2) keep it finite"
-    from scipy.optimize import minimize_scalar
-    m = np.asarray(margins, float)
-    unit, t = np.abs(m).mean() or 1.0, 1/(len(m) + 2)
-    loss = lambda a: ((1 - t)*np.logaddexp(0, -a*m/unit) + t*np.logaddexp(0, a*m/unit)).mean()
-    return float(minimize_scalar(loss, bounds=(0, 50), method="bounded").x/unit)
 
 # %% ../nbs/06_feedback.ipynb #73382cf1
 def likelihood_contrast(model, pairs, constitution, seed: int = 0,

@@ -14,9 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 import numpy as np
 from .dialogue import CaiError, assistant
-from .evaluation import KINDS, bootstrap, declines, elo, measure, paired_difference, verdicts
-from .pipeline import HARMLESS, QUESTIONS, Run, constitution_of, evaluation_judges, labeller, read_json
-from .prompts import iter_jsonl
+from .evaluation import KINDS, elo, verdicts
+from .measures import declines, measure
+from .stats import bootstrap, paired_difference
+from .artifacts import HARMLESS, QUESTIONS, evaluation_judges
+from .run import Run, constitution_of, read_json
+from .stages import labeller
+from .records import iter_jsonl
 from .recipe import differences, load_recipe
 
 # %% ../nbs/11_figures.ipynb #11f00006
@@ -99,7 +103,7 @@ def heldout_opinions(run):
 
 def figure_calibration(run, bins: int = 5) -> Plot:
     "How often labels of each confidence are right (the paper's figure 9)"
-    from cai_nb.evaluation import bootstrap
+    from cai_nb.stats import bootstrap
     p, _ = heldout_opinions(run)
     confidence, right = np.maximum(p, 1 - p), p > .5
     which, rows = np.minimum(((confidence - .5)*2*bins).astype(int), bins - 1), []
@@ -316,7 +320,7 @@ def draw_figures(folders,      # run folders; the first is the one that the figu
                  note=print,   # where lines of progress go
                  only=()):     # names of figures; default: all
     "Draw every figure that there is data for, as PNG and CSV; gives back the `Plot`s by name"
-    from cai_nb.pipeline import let_go
+    from cai_nb.run import let_go
     runs, done = [], lambda run, name: run.done(name) is not None
     for f in folders:
         if not (Path(f)/"recipe.yaml").is_file(): raise FigureError(f"{f} is no run folder (no recipe.yaml in it); make one: cai-nb run laptop")

@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['LAYERS', 'fit_antisymmetric', 'read_pairs', 'Judge', 'kind_of', 'Judges']
 
-# %% ../nbs/06a_judge.ipynb #aafd3931
+# %% ../nbs/06a_judge.ipynb #9f41bb9c
 import json, math
 from pathlib import Path
 import numpy as np
 from .dialogue import assistant
-from .feedback import FeedbackError, accuracy, as_messages, comparison_record, fit_temperature
+from .feedback import FeedbackError, as_messages, comparison_record
+from .stats import accuracy, fit_temperature
 
 # %% ../nbs/06a_judge.ipynb #291955ef
 LAYERS = (10, 18, 26)  # of the default model's 30; the evaluation's judge reads others

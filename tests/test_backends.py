@@ -377,22 +377,22 @@ def test_a_run_with_an_engine_that_samples_and_a_server_that_judges(server, fold
     from trl import RewardTrainer, SFTTrainer  # noqa: F401  (they look for an installed vllm while they load)
 
     monkeypatch.setitem(sys.modules, "vllm", types.SimpleNamespace(LLM=Engine, SamplingParams=SamplingParams))
-    from cai_nb import pipeline as pl
-    from cai_nb.prompts import Records
+    from cai_nb import artifacts, run as run_, stages
+    from cai_nb.records import Records
     from cai_nb.recipe import load_recipe
 
     sets = [*SETS, "model.engine=vllm", "feedback.method=choice", f"critic.name=server:{server.url}#tiny?tokenizer={folder}"]
     recipe, out = load_recipe("smoke", sets, model=str(folder)), tmp_path / "run"
-    run = pl.run_recipe(recipe, out, stages=["revision"], note=quiet)
+    run = stages.run_recipe(recipe, out, stages=["revision"], note=quiet)
     records = run.path("revision") / "records.jsonl"
     asked = [json.dumps(body) for _, _, body in server.seen]
     assert any("Critique request" in a for a in asked) and any("Revision request" in a for a in asked)
     write_lines(records, [{**r, "id": row["id"]} for r, row in zip(revisions(4), Records(records))])
     unseal(records.parent)
-    run = pl.run_recipe(recipe, out, stages=["sft", "feedback"], note=quiet)
+    run = stages.run_recipe(recipe, out, stages=["sft", "feedback"], note=quiet)
     labels = list(Records(run.path("feedback") / "records.jsonl"))
     assert labels and all("tiny@127.0.0.1" in json.dumps(r) for r in labels)
-    assert pl.model_of(run, "sl-cai").id == pl.load_model(recipe, *pl.parts_of(run, "sl-cai")).id
+    assert artifacts.model_of(run, "sl-cai").id == artifacts.load_model(recipe, *run_.parts_of(run, "sl-cai")).id
     assert KEY not in "".join(p.read_text(errors="ignore") for p in out.rglob("*") if p.suffix in (".json", ".jsonl", ".html", ".yaml"))
 
 

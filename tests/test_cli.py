@@ -10,7 +10,7 @@ import fake_run
 import pytest
 
 from cai_nb.__main__ import HANDLERS, columns, explain, main
-from cai_nb.pipeline import RunError
+from cai_nb.run import RunError
 
 
 def cai_nb(*words, cwd=None, **env):
@@ -146,9 +146,9 @@ def test_a_full_disk_ends_in_one_line(tmp_path):
     out = tmp_path / "run"
     out.mkdir()
     code = (
-        "import sys, cai_nb.pipeline as p, cai_nb.__main__ as m\n"
+        "import sys, cai_nb.stages as s, cai_nb.__main__ as m\n"
         "def full(run, folder):\n    with open('/dev/full', 'w') as f: f.write('x')\n"
-        "p.STAGES = (p.Stage('revision', 'revise', 'Full', (), full), *p.STAGES[1:])\n"
+        "s.WORK['revision'] = full\n"
         f"sys.exit(m.main(['revise', 'smoke', '--out', {str(out)!r}]))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

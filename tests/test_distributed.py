@@ -282,7 +282,7 @@ def test_accelerate_reads_the_bundled_configurations(name):
 
 
 def test_a_large_batch_is_cut_for_the_device_and_divided_among_processes(monkeypatch):
-    from cai_nb import distributed, pipeline
+    from cai_nb import distributed, stages
     from cai_nb.recipe import load_recipe
 
     for n in (1, 2, 8):
@@ -290,6 +290,6 @@ def test_a_large_batch_is_cut_for_the_device_and_divided_among_processes(monkeyp
         monkeypatch.setattr(distributed, "processes", lambda n=n: type("P", (), {"size": n}))
         for batch, at_once in ((1024, 16), (24, 16), (8, 0)):
             sets = [f"sft.batch_size={batch}", f"sft.at_once={at_once}"]
-            cut = pipeline.pieces(load_recipe("laptop", sets).sft)
+            cut = stages.pieces(load_recipe("laptop", sets).sft)
             assert cut["batch_size"] * cut["accumulation"] == batch and cut["batch_size"] // n <= (at_once or batch)
     assert load_recipe("laptop", ["sft.at_once=2"]).fingerprint == load_recipe("laptop").fingerprint

@@ -145,7 +145,7 @@ def test_the_picture_is_what_its_script_draws_and_can_be_read_aloud():
 
 
 def test_the_architecture_page_names_stages_and_needs_of_the_code():
-    from cai_nb.pipeline import STAGES
+    from cai_nb.run import STAGES
 
     page = text_of(ROOT / "docs" / "architecture.md")
     for n, stage in enumerate(STAGES, 1):

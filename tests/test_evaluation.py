@@ -13,34 +13,34 @@ import pytest
 from cai_nb import evaluation as ev
 from cai_nb.evaluation import (
     Checks,
-    EvaluationError,
     agreement,
-    boilerplate,
-    bootstrap,
     check_judge,
+    evaluate,
+    figure_results,
+    perplexity,
+    prob_better,
+    result_rows,
+    sample_answers,
+    win_rate,
+    win_rows,
+)
+from cai_nb.measures import (
+    EvaluationError,
+    boilerplate,
     declines,
     distinct,
     engages,
-    evaluate,
-    figure_results,
     is_accusatory,
     is_degenerate,
     is_evasive,
     is_preachy,
     is_unfinished,
-    jackknife,
     measure,
     near_identical,
-    paired_difference,
-    perplexity,
-    prob_better,
     read_paper_samples,
-    result_rows,
-    sample_answers,
     stock_phrases,
-    win_rate,
-    win_rows,
 )
+from cai_nb.stats import bootstrap, jackknife, paired_difference
 from cai_nb.model import Completion
 
 PAPER = Path(__file__).resolve().parents[2] / "shared" / "data" / "paper-samples"
@@ -493,7 +493,8 @@ def test_elo_intervals_are_over_prompts_and_cover():
 
 
 def test_a_model_that_always_wins_has_a_finite_score_and_one_model_alone_none():
-    from cai_nb.evaluation import EvaluationError, elo
+    from cai_nb.evaluation import elo
+    from cai_nb.measures import EvaluationError
     assert 300 < elo({("b", "a"): np.zeros(30)}, draws=10)["a"].mean < 3000
     with pytest.raises(EvaluationError, match="one pair"):
         elo({})

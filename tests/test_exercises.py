@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cai_nb import exercises as ex
+from cai_nb.course import exercises as ex
 
 NBS = Path(__file__).resolve().parent.parent / "nbs"
 WRITTEN = [w for path in sorted(NBS.glob("*.ipynb")) for w in ex.written(path)]

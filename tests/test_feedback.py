@@ -12,14 +12,35 @@ from tiny import tiny_folder
 from cai_nb.constitution import Constitution, Ensemble, Exemplar, JudgedPair, Principle
 from cai_nb.dialogue import CaiError, user
 from cai_nb.feedback import (
-    ANSWER, REASON, accuracy, as_pairs, chain_of_thought, comparison_question, comparison_record, cut_reasoning,
-    ensemble, fit_temperature, in_letters, judge_pairs, label_all, load_comparisons, over_principles, pick_shots, pointwise,
-    pointwise_scores, shot_messages, written_comparisons,
-    label_accuracy, likelihood_contrast, multiple_choice, position_bias, sample_pairs, soften, wilson,
+    ANSWER,
+    REASON,
+    as_pairs,
+    chain_of_thought,
+    comparison_question,
+    comparison_record,
+    cut_reasoning,
+    ensemble,
+    in_letters,
+    judge_pairs,
+    label_all,
+    load_comparisons,
+    over_principles,
+    pick_shots,
+    pointwise,
+    pointwise_scores,
+    shot_messages,
+    written_comparisons,
+    label_accuracy,
+    likelihood_contrast,
+    multiple_choice,
+    position_bias,
+    sample_pairs,
+    soften,
 )
+from cai_nb.stats import accuracy, fit_temperature, wilson
 from cai_nb.judge import Judge, Judges, fit_antisymmetric, kind_of
 from cai_nb.model import Completion, LanguageModel
-from cai_nb.prompts import Records
+from cai_nb.records import Records
 
 BUNDLED = ["harmlessness", "helpfulness", "anti-overreaction"]
 WORDS = ("apple bread cloud drum eagle field glass house iron jelly kite lemon moss night ocean pearl quill river "

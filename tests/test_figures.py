@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from cai_nb.figures import FIGURES, FigureError, along_ppo, as_elo, change_of, changes, draw_figures, figure_changes, figure_revisions
-from cai_nb.pipeline import Run, RunError, branch, inputs, open_run, read_json, write_json
+from cai_nb.run import Run, RunError, branch, inputs, open_run, read_json, write_json
 from cai_nb.recipe import load_recipe
 
 from fake_run import CASES, make_run, user, write_lines

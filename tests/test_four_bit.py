@@ -11,7 +11,8 @@ from cai_nb.dialogue import assistant, user
 from cai_nb.model import LINEAR, LanguageModel, ModelError, in_four_bits, load_pretrained, lora_config
 from cai_nb.ppo import PPOConfig, PPOTrainer
 from cai_nb.preference import PreferenceModel, PreferenceSettings, train_preference_model
-from cai_nb.recipe import RecipeError, load_recipe, plan, plan_text
+from cai_nb.plan import plan, plan_text
+from cai_nb.recipe import RecipeError, load_recipe
 from cai_nb.sft import SFTSettings, finetune
 
 WORDS = ("tea", "rain", "moss", "bread")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cai_nb import offline
+from cai_nb.course import offline
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
 from offline import closed, install  # noqa: E402

@@ -1,4 +1,4 @@
-"""Recipe, run folder, resume and report: what a reader of notebooks 10 to 10c does not need to see."""
+"""Recipe, run folder, resume and report: what a reader of notebooks 10 to 15 does not need to see."""
 
 import dataclasses
 import json
@@ -20,24 +20,15 @@ import pytest
 import yaml
 from tiny import tiny_folder
 
-from cai_nb import pipeline as pl
+from cai_nb import artifacts, run as run_, stages
+from cai_nb.__main__ import main
 from cai_nb.dialogue import CaiError
 from cai_nb.feedback import judge_pairs, written_comparisons
 from cai_nb.model import LanguageModel
-from cai_nb.prompts import Records, load_prompts
-from cai_nb.recipe import (
-    Recipe,
-    RecipeError,
-    Work,
-    build,
-    bundled_recipes,
-    dotted,
-    load_recipe,
-    model_shape,
-    plan,
-    plan_text,
-    read_yaml,
-)
+from cai_nb.prompts import load_prompts
+from cai_nb.records import Records
+from cai_nb.plan import Work, model_shape, plan, plan_text
+from cai_nb.recipe import Recipe, RecipeError, build, bundled_recipes, dotted, load_recipe, read_yaml
 from cai_nb.report import gather, render, write_report
 
 
@@ -186,27 +177,27 @@ def quiet(line):
 
 def test_a_run_folder_of_another_recipe_is_refused_and_kept(tmp_path, recipe):
     out = tmp_path / "run"
-    pl.open_run(recipe, out, note=quiet)
+    run_.open_run(recipe, out, note=quiet)
     (out / "1-revision").mkdir()
     other = load_recipe("smoke", ["seed=5", "ppo.clip=0.1"])
-    with pytest.raises(pl.RunError, match=r"seed \(0 there, 5 here\).*ppo.clip.*--force-new"):
-        pl.open_run(other, out, note=quiet)
+    with pytest.raises(run_.RunError, match=r"seed \(0 there, 5 here\).*ppo.clip.*--force-new"):
+        run_.open_run(other, out, note=quiet)
     assert (out / "1-revision").is_dir()
-    pl.open_run(other, out, force_new=True, note=quiet)
+    run_.open_run(other, out, force_new=True, note=quiet)
     assert (tmp_path / "run.old-1" / "1-revision").is_dir() and load_recipe(out).seed == 5
 
 
 def test_a_changed_constitution_counts_as_another_recipe(tmp_path, recipe):
     out = tmp_path / "run"
-    pl.open_run(recipe, out, note=quiet)
+    run_.open_run(recipe, out, note=quiet)
     path = out / "recipe.yaml"
     path.write_text(re.sub(r"constitution\.harmless: \S+", "constitution.harmless: 0123456789ab", path.read_text()))
-    with pytest.raises(pl.RunError, match="constitution.harmless .its text has changed"):
-        pl.open_run(recipe, out, note=quiet)
+    with pytest.raises(run_.RunError, match="constitution.harmless .its text has changed"):
+        run_.open_run(recipe, out, note=quiet)
 
 
 def test_recipe_yaml_in_a_run_folder_says_what_made_it(tmp_path, recipe):
-    pl.open_run(recipe, tmp_path / "run", "cai-nb run smoke", note=quiet)
+    run_.open_run(recipe, tmp_path / "run", "cai-nb run smoke", note=quiet)
     made = yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())["made_with"]
     assert (
         made["command"] == "cai-nb run smoke"
@@ -218,21 +209,21 @@ def test_recipe_yaml_in_a_run_folder_says_what_made_it(tmp_path, recipe):
 
 def test_a_folder_with_other_things_is_left_alone(tmp_path, recipe):
     (tmp_path / "thesis.txt").write_text("mine")
-    with pytest.raises(pl.RunError, match="holds something else"):
-        pl.open_run(recipe, tmp_path, note=quiet)
+    with pytest.raises(run_.RunError, match="holds something else"):
+        run_.open_run(recipe, tmp_path, note=quiet)
     assert os.listdir(tmp_path) == ["thesis.txt"]
 
 
 def test_too_little_room_is_said_before_anything_is_written(tmp_path, recipe, monkeypatch):
-    monkeypatch.setattr(pl.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1e6})())
-    with pytest.raises(pl.RunError, match="no room.*--out"):
-        pl.open_run(recipe, tmp_path / "run", note=quiet)
+    monkeypatch.setattr(run_.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1e6})())
+    with pytest.raises(run_.RunError, match="no room.*--out"):
+        run_.open_run(recipe, tmp_path / "run", note=quiet)
     assert not (tmp_path / "run").exists()
 
 
 def test_two_processes_cannot_share_a_run_folder(tmp_path):
-    code = f"from cai_nb.pipeline import locked\nwith locked({str(tmp_path)!r}): pass"
-    with pl.locked(tmp_path):
+    code = f"from cai_nb.run import locked\nwith locked({str(tmp_path)!r}): pass"
+    with run_.locked(tmp_path):
         other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert "another cai-nb is at work" in other.stderr
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
@@ -242,8 +233,9 @@ def test_two_processes_cannot_share_a_run_folder(tmp_path):
 
 TOYS = textwrap.dedent("""
     import os, signal
-    from cai_nb.pipeline import Run, Stage, run_stage
-    from cai_nb.prompts import Records, load_prompts
+    from cai_nb.run import Run, Stage, run_stage
+    from cai_nb.prompts import load_prompts
+    from cai_nb.records import Records
 
     def numbers(run, folder):
         records = Records(folder / "records.jsonl")
@@ -323,29 +315,29 @@ def test_a_damaged_file_of_a_finished_stage_is_named_and_made_again(tmp_path, to
     wrong = bytearray(right)
     wrong[rng.randrange(len(wrong))] ^= 1 << rng.randrange(8)
     path.unlink() if harm == "gone" else path.write_bytes(bytes(wrong) if harm == "flip" else right[: rng.randrange(len(right))])
-    run = pl.Run(tmp_path, None, toys["STAGES"], note=lines.append)
+    run = run_.Run(tmp_path, None, toys["STAGES"], note=lines.append)
     if stage != "3-total":  # a later stage alone does not build on it
         later = run.stage({"1-numbers": "squares", "2-squares": "total"}[stage])
         (run.path(later.name) / "done.json").unlink()
-        with pytest.raises(pl.RunError, match=f"{stage}/records.jsonl is not what was written"):
-            pl.run_stage(run, later)
+        with pytest.raises(run_.RunError, match=f"{stage}/records.jsonl is not what was written"):
+            run_.run_stage(run, later)
     for s in run.steps:
-        pl.run_stage(run, s)
+        run_.run_stage(run, s)
     assert any(f"{stage}/records.jsonl is not what was written" in line for line in lines)
     assert path.read_bytes() == right and (tmp_path / f"{stage}.old-1").is_dir()
     assert Records(tmp_path / "3-total" / "records.jsonl").ids == {0}
 
 
 def test_a_clock_that_was_set_back_changes_nothing(tmp_path, toys, monkeypatch):
-    class Past(pl.datetime):
+    class Past(run_.datetime):
         @classmethod
         def now(cls, tz=None):
             return cls(1999, 12, 31)
 
     toys["go"](tmp_path)
     (tmp_path / "2-squares" / "done.json").unlink()
-    monkeypatch.setattr(pl, "datetime", Past)
-    monkeypatch.setattr(pl.time, "time", lambda: 946598400.0)
+    monkeypatch.setattr(run_, "datetime", Past)
+    monkeypatch.setattr(run_.time, "time", lambda: 946598400.0)
     run = toys["go"](tmp_path)
     assert run.done("total")["counts"] == {"total": 140} and run.done("total")["seconds"] >= 0
     assert run.done("total")["finished"].startswith("1999")
@@ -376,16 +368,16 @@ def test_a_read_only_folder_ends_in_one_line(tmp_path):
 
 
 def test_a_later_stage_alone_makes_no_folder(tmp_path, recipe):
-    with pytest.raises(pl.RunError, match="goes on from sft"):
-        pl.run_recipe(recipe, tmp_path / "nowhere", ["evaluation"])
+    with pytest.raises(run_.RunError, match="goes on from sft"):
+        stages.run_recipe(recipe, tmp_path / "nowhere", ["evaluation"])
     assert not (tmp_path / "nowhere").exists()
 
 
 def test_a_stage_without_its_input_names_the_command(tmp_path, toys):
-    run = pl.Run(tmp_path, None, toys["STAGES"], note=quiet)
-    with pytest.raises(pl.RunError, match="cai-nb squares --out"):
-        pl.run_stage(run, run.stage("total"))
-    with pytest.raises(pl.RunError, match='did you mean "squares"'):
+    run = run_.Run(tmp_path, None, toys["STAGES"], note=quiet)
+    with pytest.raises(run_.RunError, match="cai-nb squares --out"):
+        run_.run_stage(run, run.stage("total"))
+    with pytest.raises(run_.RunError, match='did you mean "squares"'):
         run.stage("square")
     assert not (tmp_path / "3-total").exists()
 
@@ -417,14 +409,14 @@ def test_no_prompt_is_both_trained_on_and_held_out(recipe, tmp_path):
     file = tmp_path / "p.jsonl"
     rows = [*load_prompts("redteam", limit=80), {"id": "x", "prompt": "long " * 900}]
     file.write_text("".join(json.dumps(r) + "\n" for r in rows))
-    chosen, long = pl.choose_prompts(
+    chosen, long = artifacts.choose_prompts(
         load_recipe("smoke", ["prompts.n_redteam=30"]), [str(file)], 30, 10, "redteam", short
     )
     parts = {p: {r["prompt"] for r in chosen if r["part"] == p} for p in ("train", "heldout")}
     assert len(parts["train"]) == 30 and 1 <= len(parts["heldout"]) <= 10 and not parts["train"] & parts["heldout"]
     assert long == 1 and all(short([r["prompt"] for r in chosen]))
     assert (
-        pl.choose_prompts(load_recipe("smoke", ["prompts.n_redteam=30"]), [str(file)], 30, 10, "redteam", short)[0]
+        artifacts.choose_prompts(load_recipe("smoke", ["prompts.n_redteam=30"]), [str(file)], 30, 10, "redteam", short)[0]
         == chosen
     )
 
@@ -436,7 +428,7 @@ def test_ids_that_two_sources_share_are_told_apart(recipe, tmp_path):
                 json.dumps({"id": str(i), "prompt": f"Question {i} on {topic}, {i * 7919}"}) + "\n" for i in range(9)
             )
         )
-    chosen, _ = pl.choose_prompts(
+    chosen, _ = artifacts.choose_prompts(
         recipe, [str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl")], 6, 4, "redteam", short
     )
     assert len({r["id"] for r in chosen}) == len(chosen)
@@ -446,16 +438,16 @@ def test_a_prompt_file_with_duplicates_is_used_and_the_duplicates_are_reported(r
     rows = load_prompts("redteam", limit=20)
     (tmp_path / "p.jsonl").write_text("".join(json.dumps({"prompt": r["prompt"]}) + "\n" for r in rows + rows[:5]))
     with pytest.warns(UserWarning, match="5 of 25 prompts stood there already"):
-        chosen, _ = pl.choose_prompts(recipe, [str(tmp_path / "p.jsonl")], 8, 4, "redteam", short)
+        chosen, _ = artifacts.choose_prompts(recipe, [str(tmp_path / "p.jsonl")], 8, 4, "redteam", short)
     assert len({r["prompt"] for r in chosen}) == len(chosen)
 
 
 def test_prompts_leave_room_for_the_longest_request():
     recipe = load_recipe("laptop")
-    assert pl.longest_prompt(recipe, 8192) == recipe.prompts.max_tokens
-    assert pl.longest_prompt(recipe, 400) < recipe.prompts.max_tokens
-    with pytest.raises(pl.RunError, match="context of 128"):
-        pl.longest_prompt(recipe, 128)
+    assert artifacts.longest_prompt(recipe, 8192) == recipe.prompts.max_tokens
+    assert artifacts.longest_prompt(recipe, 400) < recipe.prompts.max_tokens
+    with pytest.raises(run_.RunError, match="context of 128"):
+        artifacts.longest_prompt(recipe, 128)
 
 
 # report
@@ -583,14 +575,14 @@ def test_the_report_streams_its_records(tmp_path):
 
 
 def test_principles_are_named_by_title(tmp_path, recipe):
-    run = pl.open_run(recipe, tmp_path / "run", note=quiet)
-    titles = {p.title for p in pl.constitution_of(recipe, "harmless")}
-    assert titles and pl.report(run).is_file()
+    run = run_.open_run(recipe, tmp_path / "run", note=quiet)
+    titles = {p.title for p in run_.constitution_of(recipe, "harmless")}
+    assert titles and stages.report(run).is_file()
 
 
 def test_unknown_constitution_is_refused_before_the_folder_is_made(tmp_path):
     with pytest.raises(CaiError):
-        pl.open_run(load_recipe("smoke", ["constitution.harmless={harmlesness: 1}"]), tmp_path / "run", note=quiet)
+        run_.open_run(load_recipe("smoke", ["constitution.harmless={harmlesness: 1}"]), tmp_path / "run", note=quiet)
     assert not (tmp_path / "run").exists()
 
 
@@ -623,45 +615,45 @@ SETS = [
 def half(tiny, tmp_path_factory):
     "(recipe, run folder) with the first four stages done"
     recipe, out = load_recipe("smoke", SETS, model=str(tiny)), tmp_path_factory.mktemp("half") / "run"
-    pl.run_recipe(recipe, out, stages=["revision"], note=quiet)
+    stages.run_recipe(recipe, out, stages=["revision"], note=quiet)
     records = out / "1-revision" / "records.jsonl"  # random weights write nothing that passes for a revision
     fake_run.write_lines(records, [{**r, "id": row["id"]} for r, row in zip(fake_run.revisions(4), Records(records))])
     fake_run.unseal(records.parent)
-    pl.run_recipe(recipe, out, stages=["sft", "feedback", "preference"], note=quiet)
+    stages.run_recipe(recipe, out, stages=["sft", "feedback", "preference"], note=quiet)
     return recipe, out
 
 
 def test_all_stages_run_with_a_tiny_model(half, tmp_path, capsys):
     recipe, lines = half[0], []
     shutil.copytree(half[1], tmp_path / "run")
-    run = pl.run_recipe(recipe, tmp_path / "run", note=lines.append)
+    run = stages.run_recipe(recipe, tmp_path / "run", note=lines.append)
     assert sum("done already" in line for line in lines) == 4
     assert all(run.done(s.name) for s in run.steps)
-    result = pl.read_json(run.path("evaluation") / "metrics.json")
-    assert all(result["measures"]["perplexity"][m]["mean"] > 1 for m in pl.POLICIES) and result["elo"]["harmlessness"]
+    result = run_.read_json(run.path("evaluation") / "metrics.json")
+    assert all(result["measures"]["perplexity"][m]["mean"] > 1 for m in run_.POLICIES) and result["elo"]["harmlessness"]
     page = (tmp_path / "run" / "report.html").read_text()
     assert "has not run" not in page and "RL-CAI" in page and "KL to SL-CAI" in page
     assert "Harmlessness, Elo points against the start model" in page and "Perplexity of the answers" in page
-    for which in pl.POLICIES:
-        assert len(pl.load_model(recipe, *pl.parts_of(run, which)).sample([[fake_run.user("Hello?")]], 4)) == 1
+    for which in run_.POLICIES:
+        assert len(artifacts.load_model(recipe, *run_.parts_of(run, which)).sample([[fake_run.user("Hello?")]], 4)) == 1
     capsys.readouterr()
-    assert pl.main(["chat", str(tmp_path / "run"), "--prompt", "Hello?", "--max-tokens", "4"]) == 0
+    assert main(["chat", str(tmp_path / "run"), "--prompt", "Hello?", "--max-tokens", "4"]) == 0
     assert re.search("start.*sl-cai.*rl-cai", capsys.readouterr().out, re.S)
-    assert pl.main(["figures", str(tmp_path / "run")]) == 0
+    assert main(["figures", str(tmp_path / "run")]) == 0
     drawn = {p.stem for p in (tmp_path / "run" / "figures").glob("*.png")}
     assert {"elo", "labels", "revisions", "ppo"} <= drawn, capsys.readouterr().out
     before = {s.name: run.done(s.name) for s in run.steps}
-    pl.run_recipe(recipe, tmp_path / "run", note=quiet)
+    stages.run_recipe(recipe, tmp_path / "run", note=quiet)
     assert before == {s.name: run.done(s.name) for s in run.steps}
 
 
 def test_a_plan_can_measure_this_machine_first(tiny, capsys):
     recipe = load_recipe("smoke", SETS, model=str(tiny))
-    found = pl.measure_machine(recipe, 4)
+    found = stages.measure_machine(recipe, 4)
     assert min(found.sampling, found.training, found.reading) > 0 and found.memory > 1
     half = plan(recipe, dataclasses.replace(found, **{k: getattr(found, k) / 2 for k in ("sampling", "training", "reading")}))["seconds"]
     assert half == pytest.approx(2 * plan(recipe, found)["seconds"])
-    assert pl.main(["run", "smoke", "--model", str(tiny), "--dry-run", "--measure"]) == 0
+    assert main(["run", "smoke", "--model", str(tiny), "--dry-run", "--measure"]) == 0
     assert "measured just now" in capsys.readouterr().out
 
 
@@ -674,37 +666,37 @@ def test_what_a_call_costs_once_is_not_counted_as_sampling(tiny, monkeypatch):
 
     monkeypatch.setattr(LanguageModel, "sample", late)
     monkeypatch.setattr(time, "monotonic", lambda: clock() + read[0])
-    found = pl.measure_machine(recipe, 4)
+    found = stages.measure_machine(recipe, 4)
     seconds = 2 * model_shape(str(tiny)).parameters / found.sampling  # a token
     assert read[0] and seconds * 4 * recipe.revision.batch_size < 500
 
 
 def test_harmless_prompts_that_look_harmful_are_trained_on_like_helpful_ones(half):
-    run = pl.Run(half[1], half[0], note=quiet)
-    train = {p["id"]: p for p in pl.prompts_of(run, part="train")}
-    assert [p["kind"] for p in pl.harmless_prompts(run)] == ["helpful"] * 3 + ["overrefusal"] * 2
-    assert not {p["prompt"] for p in train.values()} & {p["prompt"] for p in pl.prompts_of(run, part="heldout")}
+    run = run_.Run(half[1], half[0], note=quiet)
+    train = {p["id"]: p for p in artifacts.prompts_of(run, part="train")}
+    assert [p["kind"] for p in artifacts.harmless_prompts(run)] == ["helpful"] * 3 + ["overrefusal"] * 2
+    assert not {p["prompt"] for p in train.values()} & {p["prompt"] for p in artifacts.prompts_of(run, part="heldout")}
     answered = {row["id"].rpartition("-")[0] for row in Records(run.path("sft") / "helpful.jsonl")}
-    assert answered == {p["id"] for p in pl.harmless_prompts(run)}
-    marks = {w: pl.constitution_of(half[0], w).fingerprint for w in ("harmless", "helpful")}
+    assert answered == {p["id"] for p in artifacts.harmless_prompts(run)}
+    marks = {w: run_.constitution_of(half[0], w).fingerprint for w in ("harmless", "helpful")}
     for row in Records(run.path("feedback") / "records.jsonl"):
         assert row["constitution"] == marks["harmless" if row["kind"] == "redteam" else "helpful"]
 
 
 def test_revisions_are_compared_with_first_responses_once_and_in_either_order():
     records = list(fake_run.revisions(12))
-    pairs = pl.revised_pairs(records)
+    pairs = stages.revised_pairs(records)
     said = {r["id"]: (r["steps"][0]["text"], r["completion"][-1]["content"]) for r in records if not r["flags"]}
     assert 0 < len(pairs) <= len(said)
     assert all(sorted(p["responses"]) == sorted(said[p["id"].removesuffix("-revised")]) for p in pairs)
     assert {p["responses"][0] == said[p["id"].removesuffix("-revised")][0] for p in pairs} == {True, False}
     flagged = [{**r, "flags": ["copied"]} for r in records]
     same = [{**r, "completion": [{"role": "assistant", "content": r["steps"][0]["text"]}]} for r in records]
-    assert pl.revised_pairs(flagged) == pl.revised_pairs(same) == []
+    assert stages.revised_pairs(flagged) == stages.revised_pairs(same) == []
 
 
 def test_pairs_judged_in_advance_are_mixed_in(half):
-    run = pl.Run(half[1], half[0], note=quiet)
+    run = run_.Run(half[1], half[0], note=quiet)
     counts = run.done("preference")["counts"]
     assert half[0].preference.mix == ("helpfulness",) and counts["written"] > 30
     assert counts["by_ai"] == len(Records(run.path("feedback") / "records.jsonl"))
@@ -715,33 +707,33 @@ def test_pairs_judged_in_advance_are_mixed_in(half):
 def test_the_bundled_critic_learnt_from_the_bundled_exemplars():
     from cai_nb.constitution import Constitution
 
-    known = json.loads((pl.shipped_critic() / "metrics.json").read_text())["constitutions"]
-    assert known == {name: pl.lesson_mark(Constitution.load(name)) for name in known}
+    known = json.loads((artifacts.shipped_critic() / "metrics.json").read_text())["constitutions"]
+    assert known == {name: artifacts.lesson_mark(Constitution.load(name)) for name in known}
 
 
 @pytest.mark.parametrize("share", ["train", "judge"])
 def test_the_bundled_judges_learnt_from_the_bundled_pairs(share):
-    card = json.loads((pl.shipped_folder("judges") / share / "lessons.json").read_text())
-    lessons = pl.lessons(load_recipe("laptop", sets=["seed=3"]), share)  # in whatever order
-    assert card == pl.lesson_card(SimpleNamespace(id=card["model"]), card["layers"], lessons) and len(lessons) > 150
+    card = json.loads((artifacts.shipped_folder("judges") / share / "lessons.json").read_text())
+    lessons = artifacts.lessons(load_recipe("laptop", sets=["seed=3"]), share)  # in whatever order
+    assert card == artifacts.lesson_card(SimpleNamespace(id=card["model"]), card["layers"], lessons) and len(lessons) > 150
     other = [{**lessons[0], "better": lessons[0]["better"] + "!"}, *lessons[1:]]
-    assert card != pl.lesson_card(SimpleNamespace(id=card["model"]), card["layers"], other)
+    assert card != artifacts.lesson_card(SimpleNamespace(id=card["model"]), card["layers"], other)
 
 
 def test_a_run_takes_the_judges_of_the_package_or_fits_its_own(tmp_path, monkeypatch):
     from cai_nb.judge import Judges, read_pairs
 
     recipe, lm = load_recipe("laptop"), LanguageModel.load()
-    run = pl.Run(tmp_path, recipe, note=quiet, cache={"start": lm})
+    run = run_.Run(tmp_path, recipe, note=quiet, cache={"start": lm})
     monkeypatch.setattr(Judges, "fit", lambda lm, pairs, **settings: ("fitted", len(pairs)))
-    judges = pl.judges_of(run, "judge")
+    judges = artifacts.judges_of(run, "judge")
     for kind, judge in judges.each.items():  # what they hold of a pair is what this model makes of its texts
-        known = {p["id"]: p for p in pl.lessons(recipe, "judge") if p["kind"] == kind}
+        known = {p["id"]: p for p in artifacts.lessons(recipe, "judge") if p["kind"] == kind}
         x = read_pairs(lm, [known[n["id"]] for n in judge.names[:4]], judge.layers)
         assert abs((x[:, 0] - x[:, 1]) / judge.std - judge.shown[:4]).mean() < 0.03
     for change in ("feedback.exemplars=100", "constitution.harmless={harmlessness: 1}"):
-        other = pl.Run(tmp_path, load_recipe("laptop", sets=[change]), note=quiet, cache={"start": lm})
-        fitted = pl.judges_of(other, "train")
+        other = run_.Run(tmp_path, load_recipe("laptop", sets=[change]), note=quiet, cache={"start": lm})
+        fitted = artifacts.judges_of(other, "train")
         assert fitted[0] == "fitted" and fitted[1] > 90
 
 
@@ -749,24 +741,24 @@ def test_judges_of_the_package_are_examined_once_and_others_in_each_run(tmp_path
     from cai_nb.judge import Judge
 
     lm = LanguageModel.load()
-    run = pl.Run(tmp_path, load_recipe("laptop"), note=quiet, cache={"start": lm})
-    found = pl.evaluation_judges(run)
+    run = run_.Run(tmp_path, load_recipe("laptop"), note=quiet, cache={"start": lm})
+    found = artifacts.evaluation_judges(run)
     known = {question: judges["probe"].report["heldout"] for question, judges in found.items()}
-    held = pl.heldout_pairs(run.recipe, "helpfulness")
-    fresh = pl.right_on(found["helpfulness"]["probe"], held)  # what was written down is so
+    held = artifacts.heldout_pairs(run.recipe, "helpfulness")
+    fresh = artifacts.right_on(found["helpfulness"]["probe"], held)  # what was written down is so
     assert fresh["n"] == known["helpfulness"]["right"]["n"] == len(held) > 90
     assert abs(fresh["accuracy"] - known["helpfulness"]["right"]["accuracy"]) < 0.025
     monkeypatch.setattr(Judge, "score", lambda *args: pytest.fail("read again"))
     for question, judges in found.items():
-        assert pl.check(run, question, judges["probe"]) == known[question]["right"]
-        assert pl.check(run, question, judges["checks"]) != known[question]["right"]
+        assert artifacts.check(run, question, judges["probe"]) == known[question]["right"]
+        assert artifacts.check(run, question, judges["checks"]) != known[question]["right"]
     with monkeypatch.context() as m:
-        m.setattr(pl, "heldout_pairs", lambda recipe, question: held[:20])
+        m.setattr(artifacts, "heldout_pairs", lambda recipe, question: held[:20])
         with pytest.raises(pytest.fail.Exception, match="read again"):
-            pl.check(run, "helpfulness", found["helpfulness"]["probe"])
+            artifacts.check(run, "helpfulness", found["helpfulness"]["probe"])
     del found["helpfulness"]["probe"].report["heldout"]  # as of a judge that this run has fitted
     with pytest.raises(pytest.fail.Exception, match="read again"):
-        pl.check(run, "helpfulness", found["helpfulness"]["probe"])
+        artifacts.check(run, "helpfulness", found["helpfulness"]["probe"])
 
 
 def test_ppo_that_was_interrupted_ends_with_the_same_weights(half, tmp_path, monkeypatch):
@@ -778,12 +770,12 @@ def test_ppo_that_was_interrupted_ends_with_the_same_weights(half, tmp_path, mon
 
     for name in ("whole", "stopped"):
         shutil.copytree(half[1], tmp_path / name)
-    whole = pl.run_recipe(half[0], tmp_path / "whole", stages=["ppo"], note=quiet)
+    whole = stages.run_recipe(half[0], tmp_path / "whole", stages=["ppo"], note=quiet)
     with monkeypatch.context() as m:
-        m.setattr(pl, "meter", lambda rollouts: Stop())
+        m.setattr(stages, "meter", lambda rollouts: Stop())
         with pytest.raises(KeyboardInterrupt):
-            pl.run_recipe(half[0], tmp_path / "stopped", stages=["ppo"], note=quiet)
-    again = pl.run_recipe(half[0], tmp_path / "stopped", stages=["ppo"], note=quiet)
+            stages.run_recipe(half[0], tmp_path / "stopped", stages=["ppo"], note=quiet)
+    again = stages.run_recipe(half[0], tmp_path / "stopped", stages=["ppo"], note=quiet)
     weights = [(r.path("ppo") / "model" / "adapter_model.safetensors").read_bytes() for r in (whole, again)]
     assert weights[0] == weights[1] and again.done("ppo")["tries"] == 2
     logs = [[row["reward"] for row in Records(r.path("ppo") / "log.jsonl")] for r in (whole, again)]

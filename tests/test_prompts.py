@@ -19,16 +19,8 @@ from hypothesis import strategies as st
 
 from cai_nb.constitution import near_duplicates, similarity
 from cai_nb.dialogue import CaiError
-from cai_nb.prompts import (
-    PromptError,
-    RecordError,
-    Records,
-    deduplicate,
-    iter_jsonl,
-    load_prompts,
-    read_jsonl,
-    split_prompts,
-)
+from cai_nb.prompts import PromptError, deduplicate, load_prompts, split_prompts
+from cai_nb.records import RecordError, Records, iter_jsonl, read_jsonl
 
 BUNDLED = ("redteam", "helpful", "overrefusal")
 
@@ -378,7 +370,7 @@ def test_files_that_cannot_be_opened(tmp_path):
 
 LIMITED = """
 import resource, signal, sys
-from cai_nb.prompts import RecordError, Records
+from cai_nb.records import RecordError, Records
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 records = Records(sys.argv[1])
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
@@ -403,7 +395,7 @@ def test_no_room_on_the_disk_leaves_whole_records(tmp_path):
 
 KILLED = """
 import sys
-from cai_nb.prompts import Records
+from cai_nb.records import Records
 records = Records(sys.argv[1])
 for i in range(10**6):
     records.extend([{"id": f"{i}-{k}", "text": "x" * 5000} for k in range(20)])

@@ -5,7 +5,7 @@ from tiny import tiny_folder
 
 from cai_nb.constitution import Constitution
 from cai_nb.model import LanguageModel
-from cai_nb.prompts import Records
+from cai_nb.records import Records
 from cai_nb.revision import (
     RevisionConfig, RevisionError, best_of, critique_messages, flags, pick_exemplars, revise, revision_messages,
     summarise, trace_html, warmup_examples,

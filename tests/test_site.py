@@ -224,7 +224,7 @@ def test_search_finds_the_trainer(tab):
     tab.wait_for_selector("#search-results li a")
     tab.wait_for_function("/finished|found/i.test(document.querySelector('#search-results .search-summary').textContent)")
     found = tab.locator("#search-results li a").evaluate_all("all => all.map(a => a.getAttribute('href'))")
-    assert any("api/ppo.html" in link for link in found) and any("08a_ppo_trainer.html" in link for link in found)
+    assert any("api/ppo.html" in link for link in found) and any("08b_ppo_trainer.html" in link for link in found)
     tab.locator("#search-results li a[href*='api/ppo.html']").first.click()
     tab.wait_for_selector("[id='cai_nb.ppo.PPOTrainer']")
     assert not tab.wrong, "\n".join(tab.wrong)

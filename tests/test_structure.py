@@ -12,23 +12,24 @@ STAGES = {"revision", "sft", "feedback", "preference", "ppo", "evaluation"}
 
 
 def places():
-    "module -> number of the notebook that exports it (10, 10a and 10b are parts of one chapter)."
+    "module -> number of the notebook that exports it (10, 10 and 10d are parts of one chapter)."
     found = {}
     for path in sorted((ROOT / "nbs").glob("[0-9]*.ipynb")):
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
         for name in re.findall(r"^#\|\s*default_exp\s+(\S+)", "\n".join("".join(c["source"]) for c in cells), re.M):
-            found[name] = int(re.match(r"\d+", path.name)[0])
+            found[name] = re.match(r"\d+[a-z]?", path.name)[0]
     return found
 
 
 def imported(module):
     "Names of the cai_nb modules that a module imports, at its top or inside a function."
     names = set()
-    for node in ast.walk(ast.parse((ROOT / "cai_nb" / f"{module}.py").read_text(encoding="utf-8"))):
+    for node in ast.walk(ast.parse((ROOT / "cai_nb" / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             names |= {a.name.removeprefix("cai_nb.") for a in node.names if a.name.startswith("cai_nb.")}
         elif isinstance(node, ast.ImportFrom):
-            base = f"cai_nb.{node.module or ''}".rstrip(".") if node.level else node.module
+            package = ["cai_nb", *module.split(".")[:-1]]
+            base = ".".join([*package[: len(package) - node.level + 1], *filter(None, [node.module])]) if node.level else node.module
             if base == "cai_nb":
                 names |= {alias.name for alias in node.names}
             elif base.startswith("cai_nb."):
@@ -39,8 +40,7 @@ def imported(module):
 @pytest.mark.parametrize("module", places())
 def test_imports_point_to_what_was_read_before(module):
     place = places()
-    later = {"figures", "exercises", "offline"} if module == "__main__" else set()  # commands whose notebooks come after the command line's
-    wrong = {name for name in (imported(module) & set(place)) - later if place[name] > place[module]}
+    wrong = {name for name in imported(module) & set(place) if place[name] > place[module] or name == "__main__"}
     if module in STAGES:
         wrong |= imported(module) & (STAGES - {module})
     assert not wrong, f"cai_nb.{module} imports {', '.join(sorted(wrong))}"

@@ -11,7 +11,7 @@ import tiny
 
 pytest.importorskip("ipywidgets")
 
-from cai_nb import widgets  # noqa: E402
+from cai_nb.course import widgets  # noqa: E402
 from cai_nb.constitution import Constitution, Principle  # noqa: E402
 from cai_nb.dialogue import escape  # noqa: E402
 from cai_nb.model import Completion, LanguageModel  # noqa: E402
@@ -341,9 +341,9 @@ def test_what_is_not_there_says_how_to_make_it(run_folder, tmp_path):
 
 
 def test_hostile_answers_stay_text(monkeypatch, run_folder):
-    from cai_nb import pipeline
+    from cai_nb import artifacts
 
-    monkeypatch.setattr(pipeline, "model_of", lambda run, which, here=False: Parrot(HOSTILE, which))
+    monkeypatch.setattr(artifacts, "model_of", lambda run, which, here=False: Parrot(HOSTILE, which))
     panel = widgets.chat_panel(run_folder, HOSTILE)
     panel.ui.ask.click()
     assert len(panel.ui.turns) == 1 and harmless(panel.ui.out.value) and harmless(panel.still)

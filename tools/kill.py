@@ -19,7 +19,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from cai_nb.pipeline import STAGES, digests, read_json
+from cai_nb.run import STAGES, digests, read_json
 
 TIMES = ("done.json", "started.json", "log.jsonl", "metrics.json", "training_args.bin", "README.md")  # tell times and paths
 

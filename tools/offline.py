@@ -11,7 +11,7 @@ import sys
 import time
 from pathlib import Path
 
-from cai_nb.offline import bundle
+from cai_nb.course.offline import bundle
 
 NOWHERE = "http://127.0.0.1:9"  # the discard port: nothing answers
 
