@@ -17,13 +17,13 @@ import numpy as np
 from bench import show, write
 
 from cai_nb.dialogue import CaiError, user
-from cai_nb.evaluation import KINDS, Checks
-from cai_nb.measures import declines
+from cai_nb.evaluation import KINDS, RuleJudge
+from cai_nb.measures import refuses
 from cai_nb.stats import bootstrap
 from cai_nb.feedback import FeedbackError
 from cai_nb.figures import preference_of, probes
 from cai_nb.judge import Judges
-from cai_nb.artifacts import model_of, prompts_of
+from cai_nb.artifacts import get_model, prompts_of
 from cai_nb.run import Run
 from cai_nb.recipe import load_recipe
 
@@ -42,13 +42,13 @@ def main():
     args = parser.parse_args()
     run, n = Run(Path(args.run), load_recipe(args.run)), args.samples
     e, asked = run.recipe.evaluation, prompts_of(run, part="heldout")
-    said = model_of(run, args.policy).sample(
+    said = get_model(run, args.policy).sample(
         [[user(p["prompt"])] for p in asked for _ in range(n)], e.max_tokens, e.temperature, seed=run.recipe.seed,
         keys=[f"{p['id']}/{k}" for p in asked for k in range(n)], batch_size=e.batch_size, desc="answers",
     )  # fmt: skip
     if not (run.path("feedback") / "judge" / "judges.json").exists():
         raise FeedbackError(f"{run.folder}: its labels were not made by a learnt judge (feedback.method).")
-    labels, scorer = Judges.load(run.path("feedback") / "judge", model_of(run, "start", here=True)), preference_of(run)
+    labels, scorer = Judges.load(run.path("feedback") / "judge", get_model(run, "start", local=True)), preference_of(run)
     rows, best = [], []
     for question, probe in probes(run).items():
         mine = [i for i, p in enumerate(asked) if p["kind"] in KINDS[question]]
@@ -62,7 +62,7 @@ def main():
                 "labelling judge": judge.score(prompts, texts),
                 "preference model": scorer.score(dialogues, kinds),
                 "probe": probe.score(prompts, texts),
-                "checks": Checks(question).score(prompts, texts),
+                "checks": RuleJudge(question).score(prompts, texts),
                 "finished": np.array([float(a.finished) for a in answers]),
                 "words": np.array([float(len(t.split())) for t in texts]),
             }
@@ -77,7 +77,7 @@ def main():
                 p = 1 / (1 + np.exp(s.reshape(-1, n) - s[pick][:, None]))  # against each answer to the same prompt, itself among them
                 i = bootstrap((p.sum(1) - 0.5) / (n - 1))
                 best.append({"question": question, "shown": shown, "judge": name, f"best of {n} > another": i.mean, "low": i.low,
-                             "high": i.high, "declines": float(np.mean([declines(prompts[k][-1]["content"], texts[k]) for k in pick])),
+                             "high": i.high, "declines": float(np.mean([refuses(prompts[k][-1]["content"], texts[k]) for k in pick])),
                              "finished": float(by["finished"][pick].mean()), "n": i.n})  # fmt: skip
     for table in (rows, best):
         show(table)

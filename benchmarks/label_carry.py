@@ -16,7 +16,7 @@ from label_accuracy import KINDS, NAMES
 
 from cai_nb.constitution import Ensemble
 from cai_nb.dialogue import CaiError, assistant
-from cai_nb.feedback import as_pairs, judge_pairs, multiple_choice, over_principles, soften
+from cai_nb.feedback import as_pairs, judge_pairs, multiple_choice, over_principles, make_label
 from cai_nb.stats import accuracy
 from cai_nb.judge import Judge, kind_of
 from cai_nb.model import LanguageModel
@@ -65,7 +65,7 @@ def main():
     for name, p in ways.items():
         right = accuracy(p)
         for how, labels in {
-            "soft": p, "hard": [soften(x, "hard") for x in p], "clamped": [soften(x, clamp=(0.4, 0.6)) for x in p],
+            "soft": p, "hard": [make_label(x, "hard") for x in p], "clamped": [make_label(x, clamp=(0.4, 0.6)) for x in p],
         }.items():  # fmt: skip
             if name == "the truth" and how != "soft":
                 continue

@@ -20,7 +20,7 @@ from cai_nb.feedback import (
     comparison_questions,
     judge_pairs,
     multiple_choice,
-    pick_shots,
+    select_exemplars,
     principle_for,
     shot_messages,
 )
@@ -47,7 +47,7 @@ def main():
     for dtype in ("float32", "auto"):
         lm = LanguageModel.load(args.model, dtype=None if dtype == "auto" else dtype)
         chosen = [principle_for(p, both) for p in pairs]
-        talks = comparison_questions(pairs, chosen, [shot_messages(pick_shots(p, both, SHOTS)) for p in pairs])
+        talks = comparison_questions(pairs, chosen, [shot_messages(select_exemplars(p, both, SHOTS)) for p in pairs])
         tokens = [len(ids) for ids in lm.encode([t for order in talks for t in order], ANSWER)]
         multiple_choice(lm, pairs[:2], both, shots=SHOTS)  # warm up
         start = time.perf_counter()

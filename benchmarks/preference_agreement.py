@@ -18,7 +18,7 @@ from bench import arguments, show, write
 
 from cai_nb.dialogue import CaiError, assistant
 from cai_nb.feedback import judge_pairs, load_comparisons, sample_pairs
-from cai_nb.artifacts import HARMLESS, model_of
+from cai_nb.artifacts import HARMLESS, get_model
 from cai_nb.run import Run, constitution_of
 from cai_nb.stages import by_constitution, labeller, run_recipe
 from cai_nb.preference import PreferenceModel, PreferenceSettings, preference_metrics, train_preference_model
@@ -34,7 +34,7 @@ def ai_labels(run):
     folder = run.folder / "agreement"
     prompts = [{**p, "kind": kind} for kind in ("redteam", *HARMLESS) for p in load_prompts(kind)]
     pairs, labels = Records(folder / "pairs.jsonl"), Records(folder / "labels.jsonl")
-    sample_pairs(model_of(run, "sl-cai"), [{**p, "id": f"more-{p['id']}"} for p in prompts], max_tokens=64, temperature=0.8,
+    sample_pairs(get_model(run, "sl-cai"), [{**p, "id": f"more-{p['id']}"} for p in prompts], max_tokens=64, temperature=0.8,
                  seed=1, records=pairs)  # fmt: skip
     label = labeller(run, run.path("feedback"))
     for which, mine in by_constitution([p for p in pairs if p["id"] not in labels.ids]).items():

@@ -12,7 +12,7 @@ from pathlib import Path
 from bench import arguments, show, write
 
 from cai_nb.dialogue import CaiError
-from cai_nb.measures import declines
+from cai_nb.measures import refuses
 from cai_nb.stats import bootstrap
 from cai_nb.judge import kind_of
 from cai_nb.preference import PreferenceModel
@@ -22,7 +22,7 @@ from cai_nb.records import iter_jsonl
 def rows_of(run):
     "For each kind of prompt: how often the refusal is preferred, by the labels and by the preference model"
     records = [r for r in iter_jsonl(run / "3-feedback" / "records.jsonl") if r.get("source") != "revision"]
-    refuses = [[declines(r["prompt"], r[k][0]["content"]) for k in ("chosen", "rejected")] for r in records]
+    refuses = [[refuses(r["prompt"], r[k][0]["content"]) for k in ("chosen", "rejected")] for r in records]
     one = [(r, a) for r, (a, b) in zip(records, refuses) if a != b]
     model = PreferenceModel.load(run / "4-preference" / "model")
     talks = [[[*r["prompt"], *r[k]] for r, _ in one] for k in ("chosen", "rejected")]

@@ -13,7 +13,7 @@ import numpy as np
 from bench import arguments, show, write
 
 from cai_nb.dialogue import CaiError
-from cai_nb.measures import declines
+from cai_nb.measures import refuses
 from cai_nb.records import iter_jsonl
 
 
@@ -30,7 +30,7 @@ def rows_of(run, parts=3):
             if not mine:
                 continue
             reward = np.array([a["reward"] for a in mine])
-            refuses = np.array([declines(a["prompt"][-1]["content"], a["completion"]) for a in mine])
+            refuses = np.array([refuses(a["prompt"][-1]["content"], a["completion"]) for a in mine])
             yield {"run": run.name, "rollouts": f"{part[0]}-{part[-1]}", "kind": kind, "answers": len(mine), "reward": float(reward.mean()),
                    "kl": float(np.mean([a["kl"] for a in mine])), "declines": float(refuses.mean()),
                    "paid for declining": float(reward[refuses].mean()) if refuses.any() else None,

@@ -26,7 +26,7 @@ class Listening:
         self.lm, self.calls, self.id = lm, calls, lm.id
 
     @property
-    def memory(self):  # so that `remembering` reaches the model itself
+    def memory(self):  # so that `prefix_caching` reaches the model itself
         return self.lm.memory
 
     @memory.setter

@@ -18,11 +18,11 @@ import numpy as np
 from bench import show, write
 
 from cai_nb.dialogue import CaiError
-from cai_nb.evaluation import KINDS, Checks, agreement, prob_better, verdicts
+from cai_nb.evaluation import KINDS, RuleJudge, agreement, pairwise_prob, judgements
 from cai_nb.stats import bootstrap
 from cai_nb.figures import probes, records
 from cai_nb.judge import Judge
-from cai_nb.artifacts import JUDGE_LAYERS, layers_of, model_of
+from cai_nb.artifacts import JUDGE_LAYERS, layers_of, get_model
 from cai_nb.run import Run
 from cai_nb.recipe import load_recipe
 
@@ -60,17 +60,17 @@ def main():
     parser.add_argument("--json", metavar="OUT")
     args = parser.parse_args()
     runs = [Run(Path(r), load_recipe(r)) for r in args.runs]
-    judges = {q: {"probe": j, "checks": Checks(q)} for q, j in probes(runs[0]).items()}
+    judges = {q: {"probe": j, "checks": RuleJudge(q)} for q, j in probes(runs[0]).items()}
     trust = []
     if args.people:
         from cai_nb.feedback import load_comparisons
 
-        pairs, lm = load_comparisons(args.people, "harmful"), model_of(runs[0], "start", here=True)
+        pairs, lm = load_comparisons(args.people, "harmful"), get_model(runs[0], "start", local=True)
         place = Path(args.judge)
         own = Judge.load(place, lm) if (place / "judge.json").exists() else Judge.fit(lm, pairs, layers=layers_of(lm, JUDGE_LAYERS))
         own.save(place)
         for name, judge in () if args.all_text else judges["harmlessness"].items():  # people's pairs are the same either way
-            p = prob_better(judge, *([q[k] for q in pairs] for k in ("prompt", "better", "worse")))
+            p = pairwise_prob(judge, *([q[k] for q in pairs] for k in ("prompt", "better", "worse")))
             i = bootstrap(np.where(p == 0.5, 0.5, p > 0.5), [str(q["prompt"]) for q in pairs])
             trust.append({"judge": name, "right on people's choices": i.mean, "low": i.low, "high": i.high, "n": i.n})
         c = own.report["cross_validated"]
@@ -82,7 +82,7 @@ def main():
             pooled = {}
             for run in runs:
                 part = answers(run, question, args.all_text)
-                for pair, p in verdicts(part, judge).items():
+                for pair, p in judgements(part, judge).items():
                     asked = [r["prompt"][-1]["content"] for r in next(iter(part.values()))]
                     pooled.setdefault(pair, []).append((run.folder.name, p, asked))
             for (a, b), each in pooled.items():

@@ -90,8 +90,8 @@ def sample(self: VLLMModel, prompts, max_tokens: int = 64, temperature: float = 
 
 # %% ../nbs/02a_backends.ipynb #b0000018
 @patch
-def choose(self: VLLMModel, prompts, options=("A", "B"), prefix="", batch_size: int = 0, desc: str = "choosing", share: int = 64):
-    "`(N, K)` log-probabilities of the options as the next token (`LanguageModel.choose`)"
+def option_logprobs(self: VLLMModel, prompts, options=("A", "B"), prefix="", batch_size: int = 0, desc: str = "choosing", share: int = 64):
+    "`(N, K)` log-probabilities of the options as the next token (`LanguageModel.option_logprobs`)"
     from vllm import SamplingParams
     rows, columns = self._option_rows(prompts, options, prefix)
     params = [SamplingParams(max_tokens=1, temperature=0, logprob_token_ids=ids) for ids in columns]
@@ -243,7 +243,7 @@ NO_LOGPROBS = ("gives no log-probabilities, which multiple choice and likelihood
                "(vLLM's does), or feedback.method=judge")
 
 @patch
-def choose(self: ServerModel, prompts, options=("A", "B"), prefix="", batch_size: int = 0, desc: str = "choosing", share: int = 64):  # noqa: F811
+def option_logprobs(self: ServerModel, prompts, options=("A", "B"), prefix="", batch_size: int = 0, desc: str = "choosing", share: int = 64):  # noqa: F811
     "`(N, K)` log-probabilities of the options as the next token; one that is not among the likeliest gets what is left over, at most"
     prompts = list(prompts)
     prefixes = [prefix]*len(prompts) if isinstance(prefix, str) else list(prefix)

@@ -10,7 +10,7 @@ import functools, gc, inspect, itertools, os, re, sys, traceback, weakref
 from datetime import timedelta
 import numpy as np
 from .dialogue import CaiError
-from .model import LanguageModel, ModelError, best_device, give_back
+from .model import LanguageModel, ModelError, best_device, trim_memory
 
 # %% ../nbs/02b_distributed.ipynb #c0000006
 class Processes:
@@ -50,7 +50,7 @@ def _perform(task):
     "One task, in this process"
     p, (gone, joint, function, args, kwargs) = processes(), task
     for handle in gone: p.models.pop(handle, None)
-    if gone: gc.collect(); give_back()
+    if gone: gc.collect(); trim_memory()
     p.busy, error, found = True, None, None
     try: found = function(*args, **kwargs)
     except CaiError as e:
@@ -142,6 +142,6 @@ def _dealt(verb, split):
         return out
     return ask
 
-for verb, split in (("sample", ("prompts", "keys", "prefix")), ("choose", ("prompts", "prefix")), ("score", ("prompts", "completions")),
+for verb, split in (("sample", ("prompts", "keys", "prefix")), ("option_logprobs", ("prompts", "prefix")), ("score", ("prompts", "completions")),
                     ("features", ("dialogues",))):
     setattr(SharedModel, verb, _dealt(verb, split))

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 import numpy as np
 from .dialogue import CaiError, assistant
-from .evaluation import KINDS, elo, verdicts
-from .measures import declines, measure
+from .evaluation import KINDS, elo, judgements
+from .measures import refuses, measure
 from .stats import bootstrap, paired_difference
-from .artifacts import HARMLESS, QUESTIONS, evaluation_judges
+from .artifacts import HARMLESS, QUESTIONS, make_evaluation_judges
 from .run import Run, constitution_of, read_json
 from .stages import labeller
 from .records import iter_jsonl
@@ -122,7 +122,7 @@ def figure_calibration(run, bins: int = 5) -> Plot:
 def probes(run) -> dict:
     "{question: judge}: the evaluation's learnt judge, or its checks where the constitution keeps too few pairs"
     if "probes" not in run.cache:
-        run.cache["probes"] = {q: by_name.get("probe", by_name["checks"]) for q, by_name in evaluation_judges(run).items()}
+        run.cache["probes"] = {q: by_name.get("probe", by_name["checks"]) for q, by_name in make_evaluation_judges(run).items()}
     return run.cache["probes"]
 
 def preference_of(run):
@@ -204,7 +204,7 @@ def along_ppo(run, groups: int = 5):
             row = {"question": question, "rollouts": f"{here_from}–{here_to}", "at": (here_from + here_to)/2,
                    "win": bootstrap(p[here], asked), "reward": bootstrap([rolled[i]["reward"] for i in some], asked),
                    "boilerplate": bootstrap(measure([{**rolled[i], "id": p} for i, p in zip(some, asked)])["boilerplate"], asked),
-                   "refusals": bootstrap([float(declines(prompts[i], answers[i])) for i in some], asked),
+                   "refusals": bootstrap([float(refuses(prompts[i], answers[i])) for i in some], asked),
                    "words": bootstrap([float(len(answers[i].split())) for i in some], asked)}
             if question == "harmlessness" and absolute: row |= {"harmfulness": bootstrap(absolute(now[here]), asked), "harmfulness before": bootstrap(absolute(then[here]), asked)}
             out.append(row)
@@ -287,10 +287,10 @@ def changes(runs, policies=("sl-cai", "rl-cai"), draws: int = 300) -> list:
     for question, judge in probes(first).items():
         ids = [i for i in shared if answers["start"][i]["kind"] in KINDS[question]]
         if not ids: continue
-        said = verdicts({name: [a[i] for i in ids] for name, a in answers.items()}, judge)
+        said = judgements({name: [a[i] for i in ids] for name, a in answers.items()}, judge)
         for name, e in elo({pair[::-1]: 1 - p for pair, p in said.items()}, ids, draws, first.recipe.seed).items(): out[name][question] = e
         for name, a in answers.items():
-            out[name][f"refusals, {question}"] = bootstrap([float(declines(a[i]["prompt"], a[i]["completion"])) for i in ids])
+            out[name][f"refusals, {question}"] = bootstrap([float(refuses(a[i]["prompt"], a[i]["completion"])) for i in ids])
     for name, a in answers.items(): out[name]["boilerplate"] = bootstrap(measure([a[i] for i in shared])["boilerplate"])
     return list(out.values())
 
@@ -320,7 +320,7 @@ def draw_figures(folders,      # run folders; the first is the one that the figu
                  note=print,   # where lines of progress go
                  only=()):     # names of figures; default: all
     "Draw every figure that there is data for, as PNG and CSV; gives back the `Plot`s by name"
-    from cai_nb.run import let_go
+    from cai_nb.run import release_models
     runs, done = [], lambda run, name: run.done(name) is not None
     for f in folders:
         if not (Path(f)/"recipe.yaml").is_file(): raise FigureError(f"{f} is no run folder (no recipe.yaml in it); make one: cai-nb run laptop")
@@ -337,5 +337,5 @@ def draw_figures(folders,      # run folders; the first is the one that the figu
         try: made[name] = draw()
         except CaiError as e: note(f"{name}: not drawn. {e}")
         else: note(f"{name}: {made[name].save(out)}")
-    let_go(runs[0])
+    release_models(runs[0])
     return made

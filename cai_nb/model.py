@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['WHEEL', 'WHEEL_SHA256', 'GGUF_SHA256', 'HUB_TWIN', 'LINEAR', 'ModelError', 'cache_dir', 'file_sha256', 'check_sha256',
-           'default_model', 'best_device', 'best_dtype', 'FromUniform', 'token_at', 'row_uniforms', 'row_seed',
-           'quiet_loading', 'Completion', 'Score', 'model_folder', 'model_id', 'load_pretrained', 'keep_memory',
-           'give_back', 'sorted_batches', 'for_batches', 'LanguageModel', 'RoomyLayer', 'packed', 'plain_attention',
-           'beginning', 'prefill', 'in_two_parts', 'put_together', 'padded_right', 'begin_once', 'above', 'seen_below',
-           'still_rows_kept', 'write_on', 'in_common', 'Memory', 'remembering', 'whole_sentences', 'shared_beginnings',
-           'in_chunks', 'token_logprobs', 'layer_states', 'lora_layer', 'lora_config', 'per_process',
-           'trainer_defaults', 'in_four_bits']
+           'default_model', 'best_device', 'best_dtype', 'SampleFromUniform', 'sample_from_uniform', 'row_uniforms',
+           'row_seed', 'quiet_loading', 'Completion', 'Score', 'model_folder', 'model_id', 'load_pretrained',
+           'tune_malloc', 'trim_memory', 'sorted_batches', 'for_batches', 'LanguageModel', 'PreallocatedCacheLayer',
+           'prepacked_weights', 'is_full_attention', 'common_prefix_length', 'prefill', 'forward_with_shared_prefix',
+           'join_prefix', 'is_right_padded', 'share_prefix_forward', 'run_upper_layers', 'capture_lower_states',
+           'cache_frozen_activations', 'generate_tokens', 'shared_length', 'PrefixCache', 'prefix_caching',
+           'complete_sentences', 'group_by_prefix', 'in_chunks', 'token_logprobs', 'layer_states', 'lora_layer',
+           'lora_config', 'per_process', 'trainer_defaults', 'in_four_bits']
 
 # %% ../nbs/02_model.ipynb #7227133b
 import copy, ctypes, functools, hashlib, json, os, re, shutil, subprocess, sys, tempfile, zipfile
@@ -129,7 +130,7 @@ def best_dtype(device: str) -> torch.dtype:
     return torch.bfloat16 if "avx512_bf16" in flags or "amx_bf16" in flags else torch.float32
 
 # %% ../nbs/02_model.ipynb #6e1981f2
-class FromUniform:
+class SampleFromUniform:
     "A logits processor: softmax sampling by given numbers in [0, 1), so that a row's text depends on nobody else's"
     def __init__(self,
                  uniforms,                   # `(B, T)`, one number for each row and step
@@ -140,9 +141,9 @@ class FromUniform:
         if self.temperature == 0: return scores
         u = self.uniforms[:, input_ids.shape[1] - self.start]
         u = u if scores.device.type == "mps" else u.to(scores.device)
-        return torch.full_like(scores, -torch.inf).scatter(1, token_at(u, scores, self.temperature)[:, None], 0)
+        return torch.full_like(scores, -torch.inf).scatter(1, sample_from_uniform(u, scores, self.temperature)[:, None], 0)
 
-def token_at(u,                    # `(B,)` in [0, 1), float64
+def sample_from_uniform(u,                    # `(B,)` in [0, 1), float64
              scores,               # `(B, V)` logits
              temperature: float = 1.0,
              block: int = 256):    # tokens of a first, coarse look
@@ -186,9 +187,9 @@ class Completion:
     tokens: int      # number of tokens, the end token included
     finished: bool   # whether the model ended its turn before `max_tokens`
     @property
-    def whole(self) -> str:
+    def complete_sentences(self) -> str:
         "The text; of an answer that was cut off at `max_tokens` its whole sentences: what judges and critics are shown"
-        return self.text if self.finished else whole_sentences(self.text)
+        return self.text if self.finished else complete_sentences(self.text)
 
 @dataclass
 class Score:
@@ -235,7 +236,7 @@ def load_pretrained(name: str = "default", dtype=None, device=None, adapter=None
     _whole()
     from transformers import AutoModelForCausalLM, AutoTokenizer
     device = device or best_device()
-    if device == "cpu": keep_memory()
+    if device == "cpu": tune_malloc()
     dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype or best_dtype(device)
     where = model_folder(name)[0]
     try:
@@ -252,7 +253,7 @@ def load_pretrained(name: str = "default", dtype=None, device=None, adapter=None
         other = tokenizer.unk_token if tokenizer.unk_token not in (None, tokenizer.eos_token) else tokenizer.bos_token
         tokenizer.pad_token = other or tokenizer.eos_token
     ident = "+".join([model_id(name, getattr(model.config, "_commit_hash", None)), *(Path(a).name + "@" + _fingerprint_adapter(a) for a in adapters)])
-    if device == "cpu": begin_once(model)
+    if device == "cpu": share_prefix_forward(model)
     return model.to(device=device, dtype=dtype).eval(), tokenizer, ident
 
 # %% ../nbs/02_model.ipynb #e1c046d7
@@ -271,7 +272,7 @@ def _out_of_memory(e: BaseException) -> bool:
     return isinstance(e, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(e)
 
 @functools.cache
-def keep_memory():
+def tune_malloc():
     "Ask glibc to keep freed memory, up to 2 GiB at its end, for the next tensor"
     mmap_threshold, trim_threshold = -3, -1  # M_… in malloc.h: from what size on a tensor is mapped; how much may lie idle
     try:
@@ -280,7 +281,7 @@ def keep_memory():
         libc.mallopt(trim_threshold, (1 << 31) - 1)
     except (OSError, AttributeError): pass  # another C library
 
-def give_back():
+def trim_memory():
     "Hand memory that was freed back to the system: glibc keeps it, in pieces that the next batch does not fit into"
     if torch.cuda.is_available(): torch.cuda.empty_cache()
     try: ctypes.CDLL("libc.so.6").malloc_trim(0)
@@ -304,15 +305,15 @@ def for_batches(lengths, batch_size: int, work, desc: str, unit: str = "prompt",
             half = len(batch)//2
             print(f"out of memory with {len(batch)} sequences at once: going on with {half}", file=sys.stderr)
             todo = [part for b in [batch, *todo] for part in (b[i:i + half] for i in range(0, len(b), half))]
-            give_back()
+            trim_memory()
         else: bar.update(len(batch))
     bar.close()
-    if not torch.cuda.is_available(): give_back()  # not after every batch: what is given back has to be paged in anew
+    if not torch.cuda.is_available(): trim_memory()  # not after every batch: what is given back has to be paged in anew
 
 # %% ../nbs/02_model.ipynb #ee74adbd
 class LanguageModel:
-    "A chat model with three verbs: `sample`, `choose`, `score` (and `features` for learnt judges)"
-    memory = None  # see `remembering`
+    "A chat model with three verbs: `sample`, `option_logprobs`, `score` (and `features` for learnt judges)"
+    memory = None  # see `prefix_caching`
     def __init__(self, model, tokenizer, id: str):
         self.model, self.tokenizer, self.id = model, tokenizer, id
         ends = model.generation_config.eos_token_id
@@ -356,7 +357,7 @@ class LanguageModel:
 # %% ../nbs/02_model.ipynb #fa570003
 from transformers.cache_utils import Cache, DynamicLayer
 
-class RoomyLayer(DynamicLayer):
+class PreallocatedCacheLayer(DynamicLayer):
     "Keys and values of one layer in a buffer with room for `spare` more tokens: a step writes one token and copies nothing"
     def __init__(self, spare: int, **kwargs):
         super().__init__(**kwargs)
@@ -377,7 +378,7 @@ class RoomyLayer(DynamicLayer):
 
 # %% ../nbs/02_model.ipynb #fa570020
 @contextmanager
-def packed(model):
+def prepacked_weights(model):
     "Inside, bfloat16 linear maps on a CPU multiply weights that lie as its cores want them; where torch cannot, or they are over 2 GiB, nothing changes"
     engine = torch.ops.mkldnn  # what torch.compile calls; private, so it is asked for
     able = hasattr(engine, "_linear_pointwise") and torch.backends.mkldnn.is_available() and engine._is_mkldnn_bf16_supported()
@@ -397,7 +398,7 @@ def packed(model):
         for m in maps: vars(m).pop("forward", None)
 
 # %% ../nbs/02_model.ipynb #fa570022
-def plain_attention(model) -> bool:
+def is_full_attention(model) -> bool:
     "Whether every layer attends to all that came before, in the same way in long rows as in short ones: only then can rows of a cache be dropped, repeated and gone on from"
     config = model.config.get_text_config()
     kinds, rope = getattr(config, "layer_types", None), getattr(config, "rope_parameters", None) or {}
@@ -407,7 +408,7 @@ def plain_attention(model) -> bool:
 
 
 # %% ../nbs/02_model.ipynb #fa570024
-def beginning(ids,               # `(B, L)`, not padded on the left
+def common_prefix_length(ids,               # `(B, L)`, not padded on the left
               least: int = 16,   # shorter beginnings are not worth it
               company: int = 3): # nor are fewer rows than this
     "How many tokens all rows begin with alike, the last column aside; 0 where that is not worth it"
@@ -423,7 +424,7 @@ def prefill(model,
     "Logits `(B, V)` of the token after each row"
     (B, T), lengths, together = ids.shape, mask.sum(-1), together or (8 if ids.device.type == "cpu" else len(ids))
     first = (T - lengths)[:, None] + torch.arange(int(lengths.min()), device=ids.device)  # columns where the rows begin
-    n = beginning(ids.gather(1, first)) if plain_attention(model) else 0
+    n = common_prefix_length(ids.gather(1, first)) if is_full_attention(model) else 0
     groups = [(rows, int(lengths[rows].max()) - n) for rows in lengths.argsort().split(together)]
     if sum(len(rows)*width for rows, width in groups) > 0.9*B*(T - n): groups = [(torch.arange(B, device=ids.device), T - n)]  # hardly any padding
     once = Cache(layer_class_to_replicate=DynamicLayer)
@@ -448,7 +449,7 @@ def prefill(model,
 
 
 # %% ../nbs/02_model.ipynb #fa570031
-def in_two_parts(trunk,
+def forward_with_shared_prefix(trunk,
                  once, rest):  # {"input_ids" or "inputs_embeds": …} of the beginning `(1, n)` and of what comes after `(B, L − n)`
     "The trunk's output for rows `(B, L)` of which the beginning is the same and read once; gradients go through"
     first, begun, after = trunk(**once, use_cache=True), *once.values(), *rest.values()
@@ -456,20 +457,20 @@ def in_two_parts(trunk,
     first.past_key_values.batch_repeat_interleave(len(after))
     then = trunk(**rest, use_cache=True, past_key_values=first.past_key_values, position_ids=place[None, n:],
                  attention_mask=(place <= place[n:, None])[None, None])
-    return type(then)(last_hidden_state=put_together([first.last_hidden_state, then.last_hidden_state]))
+    return type(then)(last_hidden_state=join_prefix([first.last_hidden_state, then.last_hidden_state]))
 
-def put_together(parts):
-    "`(B, L, H)` of what was read in one part or in two, see `in_two_parts`"
+def join_prefix(parts):
+    "`(B, L, H)` of what was read in one part or in two, see `forward_with_shared_prefix`"
     return parts[0] if len(parts) == 1 else torch.cat([parts[0].expand(len(parts[1]), -1, -1), parts[1]], 1)
 
-def padded_right(ids, mask) -> bool:  # `(B, L)`; no mask: padding, if there is any, is not looked at
+def is_right_padded(ids, mask) -> bool:  # `(B, L)`; no mask: padding, if there is any, is not looked at
     "Whether padding stands on the right alone, where a causal model never looks"
     return mask is None or mask.shape == ids.shape and bool(mask[:, 0].all() and (mask[:, 1:] <= mask[:, :-1]).all())
 
-def begin_once(model):
+def share_prefix_forward(model):
     "From now on the model's trunk reads once what all rows begin with, where it is given rows padded on the right and `use_cache=False`; in place"
     trunk, plain = model.base_model, type(model.base_model).forward
-    if not plain_attention(model): return
+    if not is_full_attention(model): return
     def fit(self, settings):  # nothing is asked for that two parts would not give
         config, wanted = self.config, {k: v for k, v in settings.items() if v is not None and k != "use_cache"}
         again = self.training and getattr(self, "gradient_checkpointing", False)  # it would drop the cache
@@ -477,48 +478,48 @@ def begin_once(model):
         return settings.get("use_cache") is False and config._attn_implementation == "sdpa" and not (wanted or again or more)
     @functools.wraps(plain)
     def forward(self, input_ids=None, *args, attention_mask=None, **settings):
-        able = input_ids is not None and not args and fit(self, settings) and padded_right(input_ids, attention_mask)
-        n = beginning(input_ids) if able else 0
+        able = input_ids is not None and not args and fit(self, settings) and is_right_padded(input_ids, attention_mask)
+        n = common_prefix_length(input_ids) if able else 0
         if not n: return plain(self, input_ids, *args, attention_mask=attention_mask, **settings)
-        return in_two_parts(self, {"input_ids": input_ids[:1, :n]}, {"input_ids": input_ids[:, n:]})
+        return forward_with_shared_prefix(self, {"input_ids": input_ids[:1, :n]}, {"input_ids": input_ids[:, n:]})
     trunk.forward = MethodType(forward, trunk)
 
 
 # %% ../nbs/02_model.ipynb #fa570033
-def above(trunk, still: int,  # how many layers, from below, are left out
-          parts):             # what those made of the rows: `(B, L, H)`, or the beginning and the rest, see `in_two_parts`
+def run_upper_layers(trunk, still: int,  # how many layers, from below, are left out
+          parts):             # what those made of the rows: `(B, L, H)`, or the beginning and the rest, see `forward_with_shared_prefix`
     "The trunk's output"
     layers = trunk.layers
-    if trunk.training and getattr(trunk, "gradient_checkpointing", False): parts = [put_together(parts)]  # it would drop the cache between the two
+    if trunk.training and getattr(trunk, "gradient_checkpointing", False): parts = [join_prefix(parts)]  # it would drop the cache between the two
     given = [{"inputs_embeds": x} for x in parts]
     try:
         trunk.layers = layers[still:]
-        return in_two_parts(trunk, *given) if len(given) > 1 else trunk(**given[0], use_cache=False)
+        return forward_with_shared_prefix(trunk, *given) if len(given) > 1 else trunk(**given[0], use_cache=False)
     finally: trunk.layers = layers
 
 @contextmanager
-def seen_below(trunk, still: int):
+def capture_lower_states(trunk, still: int):
     "Inside, a list of what comes out of the lowest `still` layers at each call, without gradient"
     parts = []
     def keep(module, args, given): parts.append((args[0] if args else given["hidden_states"]).detach())
     with trunk.layers[still].register_forward_pre_hook(keep, with_kwargs=True): yield parts
 
 @contextmanager
-def still_rows_kept(trunk, still: int,       # nothing may be learnt in so many layers, from below; 0: nothing is kept
+def cache_frozen_activations(trunk, still: int,       # nothing may be learnt in so many layers, from below; 0: nothing is kept
                     room: int = 1 << 30):    # bytes
     "Inside, the still layers are asked once for a row that is padded on the right, on a CPU and as long as there is room"
     kept, inner, free = {}, trunk.forward, [room]
     def forward(input_ids=None, attention_mask=None, **settings):
         plain = input_ids is not None and attention_mask is not None and all(v is None or v is False for v in settings.values())
-        if not plain or not padded_right(input_ids, attention_mask): return inner(input_ids=input_ids, attention_mask=attention_mask, **settings)
+        if not plain or not is_right_padded(input_ids, attention_mask): return inner(input_ids=input_ids, attention_mask=attention_mask, **settings)
         rows = [tuple(ids[:n]) for ids, n in zip(input_ids.tolist(), attention_mask.sum(-1).tolist())]
         if all(row in kept for row in rows):
             states = torch.nn.utils.rnn.pad_sequence([kept[row] for row in rows], batch_first=True)
-            states, n = F.pad(states, (0, 0, 0, input_ids.shape[1] - states.shape[1])), beginning(input_ids)
-            return above(trunk, still, [states[:1, :n], states[:, n:]] if n else [states])
-        with seen_below(trunk, still) as parts: out = inner(input_ids=input_ids, attention_mask=attention_mask, **settings)
+            states, n = F.pad(states, (0, 0, 0, input_ids.shape[1] - states.shape[1])), common_prefix_length(input_ids)
+            return run_upper_layers(trunk, still, [states[:1, :n], states[:, n:]] if n else [states])
+        with capture_lower_states(trunk, still) as parts: out = inner(input_ids=input_ids, attention_mask=attention_mask, **settings)
         with torch.inference_mode(False):
-            for row, states in zip(rows, put_together(parts)):
+            for row, states in zip(rows, join_prefix(parts)):
                 free[0] -= 0 if row in kept else len(row)*states.shape[-1]*states.element_size()
                 if free[0] >= 0: kept[row] = states[:len(row)].clone()
         return out
@@ -529,7 +530,7 @@ def still_rows_kept(trunk, still: int,       # nothing may be learnt in so many 
 
 # %% ../nbs/02_model.ipynb #fa570005
 @torch.no_grad()
-def write_on(model,                     # a causal language model
+def generate_tokens(model,                     # a causal language model
              ids, mask,                 # `(B, T)`, padded on the left
              uniforms,                  # `(B, S)` in [0, 1): the randomness of each row and step; S tokens are written at most
              stops,                     # ids that end a row
@@ -541,16 +542,16 @@ def write_on(model,                     # a causal language model
              leaving=None) -> list[list[int]]:  # called as a row leaves: its number, its line in the cache, the cache, what it wrote
     "The token ids that the model writes after each row, an end token included"
     from transformers import TopPLogitsWarper
-    if not plain_attention(model): return _generate(model, ids, mask, uniforms, stops, pad, temperature, top_p)
+    if not is_full_attention(model): return _generate(model, ids, mask, uniforms, stops, pad, temperature, top_p)
     uniforms, cut = torch.as_tensor(uniforms, dtype=torch.float64), TopPLogitsWarper(top_p) if top_p < 1 else lambda _, x: x
-    fresh, past = past is None, Cache(layer_class_to_replicate=functools.partial(RoomyLayer, uniforms.shape[1])) if past is None else past
+    fresh, past = past is None, Cache(layer_class_to_replicate=functools.partial(PreallocatedCacheLayer, uniforms.shape[1])) if past is None else past
     places = (mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1]:]
     said, ended, here = [[] for _ in ids], set(), list(range(len(ids)))
-    with packed(model):
+    with prepacked_weights(model):
         for step in range(uniforms.shape[1]):
             if fresh and not step: logits = prefill(model, ids, mask, places, past)
             else: logits = model(input_ids=ids, attention_mask=mask, position_ids=places, past_key_values=past, use_cache=True, logits_to_keep=1).logits[:, -1]
-            ids = token_at(uniforms[here, step].to(logits.device if logits.device.type != "mps" else "cpu"), cut(None, logits), temperature) if temperature else logits.argmax(-1)
+            ids = sample_from_uniform(uniforms[here, step].to(logits.device if logits.device.type != "mps" else "cpu"), cut(None, logits), temperature) if temperature else logits.argmax(-1)
             for i, token in zip(here, ids.tolist()):
                 if i not in ended: said[i].append(token)
                 if token in stops: ended.add(i)
@@ -571,7 +572,7 @@ def _generate(model, ids, mask, uniforms, stops, pad, temperature, top_p):
     "The same by transformers' `generate`, with the model's own generation settings out of the way"
     from transformers import GenerationConfig, LogitsProcessorList, TopPLogitsWarper
     steps = LogitsProcessorList([TopPLogitsWarper(top_p)] if top_p < 1 and temperature > 0 else [])
-    steps.append(FromUniform(uniforms, ids.shape[1], temperature))
+    steps.append(SampleFromUniform(uniforms, ids.shape[1], temperature))
     settings = GenerationConfig(max_new_tokens=len(uniforms[0]), do_sample=False, eos_token_id=list(stops), pad_token_id=pad, use_cache=True)
     kept, model.generation_config = model.generation_config, GenerationConfig()
     try: out = model.generate(input_ids=ids, attention_mask=mask, generation_config=settings, logits_processor=steps)[:, ids.shape[1]:].tolist()
@@ -580,11 +581,11 @@ def _generate(model, ids, mask, uniforms, stops, pad, temperature, top_p):
     return [row[:end] for row, end in zip(out, ends)]
 
 # %% ../nbs/02_model.ipynb #fa570017
-def in_common(a, b) -> int:
+def shared_length(a, b) -> int:
     "How many tokens two rows begin with alike"
     return next((k for k, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))
 
-class Memory:
+class PrefixCache:
     "Keys and values of rows that were read or written, as much as there is room for"
     def __init__(self, room: int = 1 << 30):  # bytes
         self.rows, self.held, self.room = [], [], room
@@ -596,11 +597,11 @@ class Memory:
         if self.room >= 0: self.rows.append(ids); self.held.append([[x.clone() for x in pair] for pair in found])
     def recall(self, rows, spare: int):
         "A cache of how the rows begin as far as that is known, its mask `(B, C)`, and what is left to read of each; (None, None, rows) if nothing is known"
-        found = [max(((in_common(row[:-1], old), k) for k, old in enumerate(self.rows)), default=(0, 0)) for row in rows]
+        found = [max(((shared_length(row[:-1], old), k) for k, old in enumerate(self.rows)), default=(0, 0)) for row in rows]
         width = max(n for n, _ in found)
         if not width: return None, None, rows
         rest = [row[n:] for row, (n, _) in zip(rows, found)]
-        past = Cache(layer_class_to_replicate=functools.partial(RoomyLayer, spare + max(map(len, rest))))
+        past = Cache(layer_class_to_replicate=functools.partial(PreallocatedCacheLayer, spare + max(map(len, rest))))
         mask = torch.tensor([[0]*(width - n) + [1]*n for n, _ in found])
         for number, like in enumerate(self.held[0]):
             both = [x.new_zeros(len(rows), x.shape[0], width, x.shape[-1]) for x in like]
@@ -610,9 +611,9 @@ class Memory:
         return past, mask, rest
 
 @contextmanager
-def remembering(model):
+def prefix_caching(model):
     "Inside, the first call of `model.sample` is remembered and later ones go on from it; other engines than ours remember by themselves"
-    kept, model.memory = getattr(model, "memory", None), Memory()
+    kept, model.memory = getattr(model, "memory", None), PrefixCache()
     try: yield
     finally: model.memory = kept
 
@@ -631,7 +632,7 @@ def sample(self: LanguageModel,
     rows, keys = self.encode(prompts, prefix), keys if keys is not None else range(len(prompts))
     if temperature < 0: raise ModelError(f"temperature is {temperature}; it must be 0 or more.")
     self._check_length(rows, max_tokens)
-    keys, out, memory = list(keys), [None]*len(rows), self.memory if plain_attention(self.model) else None
+    keys, out, memory = list(keys), [None]*len(rows), self.memory if is_full_attention(self.model) else None
     keep = memory is not None and not memory.rows  # the first call's rows are kept, later calls go on from them
     def work(batch):
         numbers, todo, past = row_uniforms(seed, [keys[i] for i in batch], max_tokens), [rows[i] for i in batch], None
@@ -639,7 +640,7 @@ def sample(self: LanguageModel,
         ids, mask = self._pad(todo, left=True)
         if past is not None: mask = torch.cat([seen.to(mask), mask], 1)
         def leaving(row, line, past, said): memory.keep(todo[row] + said[:-1], past, line, mask.shape[1] - len(todo[row]))
-        for i, new in zip(batch, write_on(self.model, ids, mask, numbers, self.end_ids, self.tokenizer.pad_token_id, temperature, top_p,
+        for i, new in zip(batch, generate_tokens(self.model, ids, mask, numbers, self.end_ids, self.tokenizer.pad_token_id, temperature, top_p,
                                           past=past, leaving=leaving if keep else None)):
             finished = new[-1] in self.end_ids
             text = self.tokenizer.decode(new[:-1] if finished else new, skip_special_tokens=True).strip()
@@ -650,7 +651,7 @@ def sample(self: LanguageModel,
 # %% ../nbs/02_model.ipynb #fa570010
 _ENDS = re.compile(r"""^\s*\d+\.|([.!?…]["'”’)\]*_]*)(?=\s|\Z)|(?<=[^\s:])(?=[ \t]*\n)""", re.MULTILINE)
 
-def whole_sentences(text: str, least: float = 0.25) -> str:
+def complete_sentences(text: str, least: float = 0.25) -> str:
     "A text that was cut off, up to its last whole sentence or line; as it is where that would leave less than the share `least`"
     ends = [m.end() for m in _ENDS.finditer(text) if m[1] or not m[0]]  # a list's number ends nothing
     return text[:ends[-1]] if ends and ends[-1] >= least*len(text) else text
@@ -679,13 +680,13 @@ def _option_rows(self: LanguageModel, prompts, options, prefix):
     return rows, [columns[p] for p in prefixes]
 
 # %% ../nbs/02_model.ipynb #95a0694c
-def shared_beginnings(rows,              # lists of token ids
+def group_by_prefix(rows,              # lists of token ids
                       least: int = 64,   # shorter beginnings are not worth it
                       company: int = 2): # nor are fewer rows than this
     "[(row numbers, tokens in common)]: rows that begin alike together, and those that have no such company with 0"
     order, groups = sorted(range(len(rows)), key=lambda i: rows[i]), []
     for i in order:
-        n = in_common(rows[groups[-1][0][-1]], rows[i]) if groups else 0
+        n = shared_length(rows[groups[-1][0][-1]], rows[i]) if groups else 0
         if n >= least and (len(groups[-1][0]) == 1 or n > groups[-1][1]/2):
             members, known = groups[-1]
             groups[-1] = [*members, i], min(n, known)
@@ -709,7 +710,7 @@ def _next_logits(self: LanguageModel, rows, past=None):
                       use_cache=past is not None, logits_to_keep=1).logits[:, -1].float()
 
 @patch
-def choose(self: LanguageModel,
+def option_logprobs(self: LanguageModel,
            prompts,               # dialogues
            options=("A", "B"),    # K options, one token each
            prefix="",             # what the assistant is made to say first, e.g. "The answer is: ("; or one text a dialogue
@@ -718,8 +719,8 @@ def choose(self: LanguageModel,
     "`(N, K)` log-probabilities (nats) of the options as the next token; they need not sum to one: look at how much they miss"
     rows, columns = self._option_rows(prompts, options, prefix)
     out, kept = np.zeros((len(rows), len(options))), {}
-    groups = shared_beginnings(rows, share, batch_size//4) if share else []
-    if not groups or not plain_attention(self.model): groups = [(range(len(rows)), 0)]
+    groups = group_by_prefix(rows, share, batch_size//4) if share else []
+    if not groups or not is_full_attention(self.model): groups = [(range(len(rows)), 0)]
     of = {i: number for number, (members, _) in enumerate(groups) for i in members}
     @torch.inference_mode()
     def work(batch):
@@ -731,7 +732,7 @@ def choose(self: LanguageModel,
         logp = self._next_logits([rows[i] for i in batch], kept[number]).log_softmax(-1)
         ids = torch.tensor([columns[i] for i in batch], device=logp.device)
         out[batch] = logp.gather(1, ids).cpu().numpy()
-    with packed(self.model): for_batches([len(r) for r in rows], batch_size, work, desc, groups=[members for members, _ in groups])
+    with prepacked_weights(self.model): for_batches([len(r) for r in rows], batch_size, work, desc, groups=[members for members, _ in groups])
     if not np.isfinite(out).all(): raise ModelError("the model gave NaN for an option; load it in float32 (dtype='float32').")
     return out
 
@@ -776,7 +777,7 @@ def score(self: LanguageModel,
         for k, i in enumerate(batch):
             mine = values[b == k]
             out[i] = Score(mine.sum().item(), len(mine))
-    with packed(self.model): for_batches([len(r) for r in rows], batch_size, work, desc)
+    with prepacked_weights(self.model): for_batches([len(r) for r in rows], batch_size, work, desc)
     return out
 
 # %% ../nbs/02_model.ipynb #f2a97e72
@@ -804,7 +805,7 @@ def layer_states(trunk,
     finally:
         trunk.layers = stack
         for hook in hooks: hook.remove()
-    return {k: put_together(some) if some else last for k, some in parts.items()}
+    return {k: join_prefix(some) if some else last for k, some in parts.items()}
 
 @patch
 def features(self: LanguageModel,
@@ -832,7 +833,7 @@ def features(self: LanguageModel,
                 answer = states[layer][k, starts[i]:end].float()
                 parts += [answer[-1], answer.mean(0), *([states[layer][k, end + len(tail) - 1].float()] if question else [])]
             out[i] = torch.cat(parts).cpu().numpy()
-    with packed(self.model): for_batches([len(r) for r in rows], batch_size, work, desc)
+    with prepacked_weights(self.model): for_batches([len(r) for r in rows], batch_size, work, desc)
     return np.stack(out) if out else np.zeros((0, 0), np.float32)
 
 # %% ../nbs/02_model.ipynb #96988b77

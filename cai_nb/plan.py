@@ -134,7 +134,7 @@ def work(recipe):
     n = good * s.helpful_samples
     rows.append(Work("sft", "helpful answers", n, n * q, n * s.helpful_tokens, batch=r.batch_size))
     n = (n + red * (max(r.rounds, 1) if s.which == "all" else 1)) * s.epochs
-    rows.append(Work("sft", "training", n, trained=n * (q + r.max_tokens), lora=s.lora_rank > 0, share=s.lora_share))
+    rows.append(Work("sft", "training", n, trained=n * (q + r.max_tokens), lora=s.lora_rank > 0, share=s.lora_layer_fraction))
     pairs = (red + recipe.prompts.n_redteam_rl + good) * f.pairs_per_prompt
     rows.append(Work("feedback", "pairs", 2 * pairs, 2 * pairs * q, EARLY * 2 * pairs * f.max_tokens, batch=f.batch_size))
     pairs += red * f.revisions
@@ -148,7 +148,7 @@ def work(recipe):
     n = 2 * (pairs + MIXED * len(p.mix))
     rows.append(Work("preference", "probe and held-out scores", n, read=n * (q + f.max_tokens)))
     n *= p.epochs * (1 - p.heldout)
-    rows.append(Work("preference", "training", n, trained=n * (q + f.max_tokens), lora=p.lora_rank > 0, share=p.lora_share,
+    rows.append(Work("preference", "training", n, trained=n * (q + f.max_tokens), lora=p.lora_rank > 0, share=p.lora_layer_fraction,
                      again=True))
     return rows + _work_rl(recipe, o, e, q)
 
@@ -159,9 +159,9 @@ def _work_rl(recipe, o, e, q):
     whole = n * (q + o.max_tokens)
     asked = (e.n_redteam + e.n_helpful + e.n_overrefusal) * e.samples * 3
     return [
-        Work("ppo", "rollouts", n, n * q, n * o.max_tokens, batch=o.prompts, beside=o.lora_share * (o.lora_rank > 0)),
+        Work("ppo", "rollouts", n, n * q, n * o.max_tokens, batch=o.prompts, beside=o.lora_layer_fraction * (o.lora_rank > 0)),
         Work("ppo", "policy, reference and reward", n, read=3 * whole),
-        Work("ppo", "training", n * o.epochs, trained=whole * o.epochs, lora=o.lora_rank > 0, share=o.lora_share, again=True),
+        Work("ppo", "training", n * o.epochs, trained=whole * o.epochs, lora=o.lora_rank > 0, share=o.lora_layer_fraction, again=True),
         Work("evaluation", "answers of three models", asked, asked * q, asked * e.max_tokens * (1 + 2 * EARLY) / 3,
              batch=e.batch_size),
         Work("evaluation", "judges", asked, read=2 * (asked + TRUSTED * (0 if judges_ship(recipe) else 2)) * (q + e.max_tokens)),

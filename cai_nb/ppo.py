@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PROMPTS', 'ROLLOUT', 'SHUFFLE', 'SAMPLES', 'EVALUATION', 'LEARNT', 'CURVES', 'ModelReward', 'as_messages',
-           'reward_function', 'call_reward', 'PPOConfig', 'prompt_order', 'plan', 'collate', 'RolloutBoundary',
-           'draw_curves', 'in_notebook', 'LiveCurves', 'PPOTrainer', 'last_checkpoint']
+           'reward_function', 'call_reward', 'PPOConfig', 'prompt_order', 'make_minibatches', 'collate',
+           'RolloutBoundary', 'draw_curves', 'in_notebook', 'LiveCurves', 'PPOTrainer', 'last_checkpoint']
 
 # %% ../nbs/08b_ppo_trainer.ipynb #a8f08a03
 import csv, inspect, json, math, time, warnings
@@ -23,10 +23,10 @@ from transformers import PreTrainedModel, Trainer
 from transformers import TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer_utils import EvalPrediction
 from .dialogue import assistant, render, user
-from .model import give_back, load_pretrained, packed, whole_sentences
+from .model import trim_memory, load_pretrained, prepacked_weights, complete_sentences
 from .ppo_math import PPOError, RewardError, AdaptiveKL, explained_variance, gae, kl_k1, kl_k3, masked_mean
 from .ppo_math import masked_whiten, policy_loss, token_rewards, value_loss
-from .ppo_model import VLLMSampler, attach_value_head, gathered, keep_still_layers, no_dropout, prepare_policy
+from .ppo_model import VLLMSampler, attach_value_head, gathered, enable_frozen_cache, no_dropout, prepare_policy
 from .ppo_model import sample_continuous, sample_tokens, shard_like_policy, stop_ids
 
 # %% ../nbs/08b_ppo_trainer.ipynb #b55916fd
@@ -124,7 +124,7 @@ class PPOConfig(TrainingArguments):
     reward_std: float | None = _opt(None, "Its standard deviation; None: measured on the first rollout.")
     reward_weights: list[float] | None = _opt(None, "Weight of each reward function; None: 1 each.")
     score_clip: float | None = _opt(None, "Normalised scores are cut to ± this; None: not at all.")
-    whole_sentences: bool = _opt(False, "Show the reward functions a completion without an end token up to its last whole sentence.")
+    complete_sentences: bool = _opt(False, "Show the reward functions a completion without an end token up to its last whole sentence.")
     missing_eos_penalty: float = _opt(0.0, "Taken from the normalised score of a completion without an end token.")
     num_samples: int = _opt(4, "Prompts (the first of the evaluation set, else of the training set) shown in samples.jsonl.")
     sample_rollouts: int = _opt(10, "Write such samples every so many rollouts and at the end; 0: never.")
@@ -165,7 +165,7 @@ def prompt_order(
     return [int(epochs[k//n][k % n]) for k in range(first, first + count)]
 
 # %% ../nbs/08b_ppo_trainer.ipynb #582d997a
-def plan(
+def make_minibatches(
     lengths,           # tokens of each row of the rollout, prompt and completion
     minibatches: int,  # their number; it divides the number of rows
     key,               # tuple of integers that decides the shuffle
@@ -273,7 +273,7 @@ class PPOTrainer(Trainer):
         if in_notebook() and not args.disable_tqdm: self.add_callback(LiveCurves())
         if self.ref_model is not None: self.ref_model = shard_like_policy(self.ref_model, self.accelerator)
         if self.ref_model is None and not any(getattr(self.accelerator.state, f"{kind}_plugin", None) for kind in ("fsdp", "deepspeed")):
-            keep_still_layers(self.policy)
+            enable_frozen_cache(self.policy)
         self.prompts = None if train_dataset is None else self.fitting(train_dataset)
 
 # %% ../nbs/08b_ppo_trainer.ipynb #cd37d544
@@ -322,7 +322,7 @@ def sample(self: PPOTrainer, batch, key) -> list:
         return sample_tokens(self.policy, prompts, u, self.stops, pad, args.temperature)
 
 @patch
-def write(self: PPOTrainer, rows, key) -> list[dict]:
+def generate(self: PPOTrainer, rows, key) -> list[dict]:
     "Sample a completion for each row (in place): row r draws from (seed, *key, r) and nothing else"
     args, order = self.args, sorted(range(len(rows)), key=lambda i: len(rows[i]["prompt_ids"]))
     width = args.sampling_batch_size if args.sampler == "generate" else len(rows)
@@ -335,11 +335,11 @@ def write(self: PPOTrainer, rows, key) -> list[dict]:
     return rows
 
 @patch
-def judge(self: PPOTrainer, rows) -> list[dict]:
+def compute_rewards(self: PPOTrainer, rows) -> list[dict]:
     "Score each row (in place) by every reward function; `raw` is their weighted sum"
     ours = {"row", "prompt", "prompt_ids", "completion_ids", "finished", "completion"}
     columns = {k: [r[k] for r in rows] for k in (rows[0] if rows else ()) if k not in ours}
-    shown = [whole_sentences(r["completion"]) if self.args.whole_sentences and not r["finished"] else r["completion"] for r in rows]
+    shown = [complete_sentences(r["completion"]) if self.args.complete_sentences and not r["finished"] else r["completion"] for r in rows]
     scores = [call_reward(f, [r["prompt"] for r in rows], shown, columns) for f in self.reward_funcs]
     for row, each in zip(rows, zip(*scores)): row |= {"raw": sum(w*s for w, s in zip(self.weights, each)), "each": each}
     return rows
@@ -353,7 +353,7 @@ def forward_tokens(self: PPOTrainer, model, batch, **wanted):
 
 @patch
 @torch.no_grad()
-def measure(self: PPOTrainer, rows) -> None:
+def compute_logprobs(self: PPOTrainer, rows) -> None:
     "Log-probabilities under policy and reference, values and entropies of one micro-batch of rows (in place)"
     batch = {k: v.to(self.args.device) for k, v in collate(rows).items() if k not in LEARNT}
     logprobs, values, entropies = self.forward_tokens(self.model_wrapped, batch, want_entropy=True)
@@ -377,14 +377,14 @@ def normalised(self: PPOTrainer, rows) -> torch.Tensor:
     if args.score_clip is not None: raw = raw.clamp(-args.score_clip, args.score_clip)
     return raw - args.missing_eos_penalty*torch.tensor([not r["finished"] for r in rows])
 
-def _rectangle(rows, key): return nn.utils.rnn.pad_sequence([r[key] for r in rows], batch_first=True)
+def _padded(rows, key): return nn.utils.rnn.pad_sequence([r[key] for r in rows], batch_first=True)
 
 @patch
-def credit(self: PPOTrainer, rows) -> dict:
+def compute_advantages(self: PPOTrainer, rows) -> dict:
     "Rewards, advantages and returns of every token of the whole rollout (in place); returns what to log"
     args, scores, n = self.args, self.normalised(rows), torch.tensor([len(r["completion_ids"]) for r in rows])
     mask = torch.arange(int(n.max())) < n[:, None]
-    logprobs, ref, values, entropies = (_rectangle(rows, k) for k in ("old_logprobs", "ref_logprobs", "old_values", "entropy"))
+    logprobs, ref, values, entropies = (_padded(rows, k) for k in ("old_logprobs", "ref_logprobs", "old_values", "entropy"))
     kl, beta = kl_k1(logprobs, ref), self.kl_control.beta
     advantages, returns = gae(token_rewards(scores.to(kl.dtype), kl, mask, beta), values, mask, args.gamma, args.lam)
     logs = self.summary(rows) | {"score": scores.mean().item(), "beta": beta, "kl": kl.where(mask, 0).sum(1).mean().item(),
@@ -409,7 +409,7 @@ def summary(self: PPOTrainer, rows) -> dict:
 def minibatches(self: PPOTrainer, rows, index: int, epoch: int) -> list[list[int]]:
     "Row numbers of each minibatch of rollout `index` in PPO epoch `epoch`, over all processes"
     lengths = [len(r["prompt_ids"]) + len(r["completion_ids"]) for r in rows]
-    return plan(lengths, self.args.num_mini_batches, (self.args.seed, SHUFFLE, index, epoch))
+    return make_minibatches(lengths, self.args.num_mini_batches, (self.args.seed, SHUFFLE, index, epoch))
 
 @patch
 def micro_batches(self: PPOTrainer, minibatch) -> list[list[int]]:
@@ -427,17 +427,17 @@ def rollout(self: PPOTrainer, index: int) -> list[dict]:
     numbers = prompt_order(len(self.prompts), index*args.rollout_size, args.rollout_size, args.seed)
     mine = range(args.process_index*share, (args.process_index + 1)*share)
     made = {numbers[r]: self.make_row(self.train_dataset, self.prompts[numbers[r]]) for r in mine}
-    rows = self.write([made[numbers[r]] | {"row": r} for r in mine], (ROLLOUT, index))
-    give_back()
+    rows = self.generate([made[numbers[r]] | {"row": r} for r in mine], (ROLLOUT, index))
+    trim_memory()
     written = time.perf_counter()
-    rows = gather_object(self.judge(rows))
+    rows = gather_object(self.compute_rewards(rows))
     judged = time.perf_counter()
     batches = [b for m in self.minibatches(rows, index, 0) for b in self.micro_batches(m)]  # as the first updates see them
-    with packed(self.policy):
-        for b in batches: self.measure([rows[i] for i in b])
+    with prepacked_weights(self.policy):
+        for b in batches: self.compute_logprobs([rows[i] for i in b])
     for row in gather_object([rows[i] for b in batches for i in b]): rows[row["row"]] = row
-    give_back()
-    self.rollout_logs = {"rollout": index + 1} | self.credit(rows) | {"seconds_writing": written - self.started,
+    trim_memory()
+    self.rollout_logs = {"rollout": index + 1} | self.compute_advantages(rows) | {"seconds_writing": written - self.started,
         "seconds_judging": judged - written, "seconds_measuring": time.perf_counter() - judged}
     return rows
 
@@ -522,7 +522,7 @@ def write_samples(self: PPOTrainer, rollout: int):
     dataset = self.eval_dataset if self.eval_dataset is not None else self.train_dataset
     numbers = (self.prompts if dataset is self.train_dataset else self.fitting(dataset))[:self.args.num_samples]
     self.model.eval()
-    rows = self.judge(self.write([self.make_row(dataset, i) | {"row": r} for r, i in enumerate(numbers)], (SAMPLES, 0)))
+    rows = self.compute_rewards(self.generate([self.make_row(dataset, i) | {"row": r} for r, i in enumerate(numbers)], (SAMPLES, 0)))
     if not self.is_world_process_zero(): return
     path = Path(self.args.output_dir)/"samples.jsonl"
     old = path.read_text(encoding="utf-8").splitlines() if path.exists() and rollout else []
@@ -607,9 +607,9 @@ def evaluate(self: PPOTrainer, eval_dataset=None, ignore_keys=None, metric_key_p
     args, size = self.args, self.args.per_device_eval_batch_size
     self.model.eval()
     rows = [self.make_row(dataset, i) | {"row": r} for r, i in enumerate(self.fitting(dataset))]
-    rows = self.judge(self.write(rows[args.process_index::args.world_size], (EVALUATION, 0)))
+    rows = self.compute_rewards(self.generate(rows[args.process_index::args.world_size], (EVALUATION, 0)))
     rows.sort(key=lambda r: len(r["prompt_ids"]) + len(r["completion_ids"]))
-    for i in range(0, len(rows), size): self.measure(rows[i:i + size])
+    for i in range(0, len(rows), size): self.compute_logprobs(rows[i:i + size])
     rows = sorted(gather_object(rows), key=lambda r: r["row"])
     kl = [kl_k1(r["old_logprobs"], r["ref_logprobs"]).sum().item() for r in rows]
     metrics = self.summary(rows) | {"kl": float(np.mean(kl)), "entropy": torch.cat([r["entropy"] for r in rows]).mean().item()}

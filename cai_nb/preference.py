@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from .dialogue import CaiError, render
 from .judge import kind_of
-from .model import for_batches, in_four_bits, load_pretrained, lora_config, packed, per_process, still_rows_kept, trainer_defaults
+from .model import for_batches, in_four_bits, load_pretrained, lora_config, prepacked_weights, per_process, cache_frozen_activations, trainer_defaults
 
 # %% ../nbs/07_preference.ipynb #fe3849aa
 from trl import RewardConfig, RewardTrainer
@@ -149,7 +149,7 @@ class PreferenceModel:
             mask = torch.zeros_like(ids)
             for k, i in enumerate(batch): ids[k, :len(rows[i])], mask[k, :len(rows[i])] = torch.tensor(rows[i]), 1
             out[batch] = pick(ids.to(self.device), mask.to(self.device), last.to(self.device)).float().cpu().numpy()
-        with packed(self.model): for_batches([len(r) for r in rows], batch_size, work, desc)
+        with prepacked_weights(self.model): for_batches([len(r) for r in rows], batch_size, work, desc)
         if not np.isfinite(out).all():
             raise PreferenceError("the preference model gave NaN; load it in float32 (dtype='float32').")
         return out
@@ -191,7 +191,7 @@ class PreferenceSettings:
     accumulation: int = 1           # batches an optimiser step
     schedule: str = "linear"        # of the learning rate
     lora_rank: int = 16             # 0: train every weight
-    lora_share: float = 0.5         # share of the layers, from the top, that get an adapter
+    lora_layer_fraction: float = 0.5         # share of the layers, from the top, that get an adapter
     max_length: int = 256           # tokens; a pair with a longer dialogue is left out, and counted
     four_bit: bool = False          # train the adapter on a trunk in 4 bits (QLoRA)
     heldout: float = 0.2            # share of the prompts kept for the metrics, 0 to below 1
@@ -275,14 +275,14 @@ def train_preference_model(model_name: str,   # default, folder or hub id
                               f"max_length={s.max_length} tokens.")
     if s.four_bit: in_four_bits(model)
     depth = model.config.num_hidden_layers
-    lora = s.lora_rank and lora_config(depth, s.lora_rank, s.lora_share, task="SEQ_CLS", modules_to_save=["score"])
+    lora = s.lora_rank and lora_config(depth, s.lora_rank, s.lora_layer_fraction, task="SEQ_CLS", modules_to_save=["score"])
     steps = int(-(-len(train)//(s.batch_size*s.accumulation))*s.epochs)
     args = RewardConfig(output_dir=str(out), per_device_train_batch_size=per_process(s.batch_size), num_train_epochs=s.epochs,
                         gradient_accumulation_steps=s.accumulation, learning_rate=s.learning_rate,
                         lr_scheduler_type=s.schedule, warmup_steps=min(5, steps//4), max_length=None, seed=s.seed,
                         train_sampling_strategy="group_by_length", logging_steps=max(1, steps//25), **trainer_defaults(model.num_parameters()))
     start, mine, trunk = time.time(), [rows[i] for i in train], getattr(model, model.base_model_prefix)
-    with still_rows_kept(trunk, min(lora.layers_to_transform) if lora else 0):
+    with cache_frozen_activations(trunk, min(lora.layers_to_transform) if lora else 0):
         if s.probe: _start_from_probe(PreferenceModel(model, tokenizer), mine, [kept[i] for i in train], s.seed)
         trainer = SoftRewardTrainer(model=model, args=args, train_dataset=Dataset.from_list(mine),
                                     processing_class=tokenizer, peft_config=lora or None)

@@ -39,15 +39,15 @@ def read_prompts(place) -> list:  # redteam, helpful, overrefusal; or a .txt or 
 def models_of(targets) -> dict:  # run folders, RUN:policy, model names, server:URL#MODEL
     "{name: function that loads a `LanguageModel`}"
     from cai_nb.backends import open_model
-    from cai_nb.artifacts import speaker
-    from cai_nb.run import POLICIES, Run, parts_of
+    from cai_nb.artifacts import load_for_sampling
+    from cai_nb.run import POLICIES, Run, checkpoint_paths
     from cai_nb.recipe import load_recipe
     found, folders = {}, [t for t in targets if (Path(t.rpartition(":")[0] if t.rpartition(":")[2] in POLICIES else t)/"recipe.yaml").is_file()]
     for t in targets:
         if str(t).startswith("server:"): found[t] = lambda t=t: open_model(t)
         elif t not in folders:
             recipe = load_recipe("smoke", model=str(t))
-            found[t] = lambda recipe=recipe: speaker(recipe, recipe.model.name)
+            found[t] = lambda recipe=recipe: load_for_sampling(recipe, recipe.model.name)
         if t not in folders: continue
         place, _, which = t.rpartition(":") if t.rpartition(":")[2] in POLICIES else (t, "", "")
         run = Run(Path(place), load_recipe(place))
@@ -56,7 +56,7 @@ def models_of(targets) -> dict:  # run folders, RUN:policy, model names, server:
         for w in [which] if which else there:
             name = w if len(folders) == 1 else f"{Path(place).name}:{w}"
             if name in found: name = f"{place}:{w}"
-            found[name] = lambda run=run, w=w: speaker(run.recipe, *parts_of(run, w))
+            found[name] = lambda run=run, w=w: load_for_sampling(run.recipe, *checkpoint_paths(run, w))
     return found
 
 def write_samples(targets, prompts, out,
@@ -189,16 +189,16 @@ def comparison_text(a, b, policy: str = "rl-cai") -> str:
 # %% ../nbs/10f_reading.ipynb #23c26442
 def chat_models(target):
     "{title: LanguageModel} of a run folder (all that are there), or of one model"
-    from cai_nb.artifacts import speaker
+    from cai_nb.artifacts import load_for_sampling
     from cai_nb.recipe import load_recipe
-    from cai_nb.run import POLICIES, Run, parts_of
+    from cai_nb.run import POLICIES, Run, checkpoint_paths
     folder = Path(target)
     if not (folder / "recipe.yaml").is_file():
         recipe = load_recipe("smoke", model="default" if str(target).startswith("server:") else str(target))
-        return {str(target): speaker(recipe, str(target))}
+        return {str(target): load_for_sampling(recipe, str(target))}
     run = Run(folder, load_recipe(folder))
     there = [w for w, stages in POLICIES.items() if all(run.done(s) for s in stages)]
-    return {w: speaker(run.recipe, *parts_of(run, w)) for w in there}
+    return {w: load_for_sampling(run.recipe, *checkpoint_paths(run, w)) for w in there}
 
 
 def answer(models, histories, text, args, turn):

@@ -275,7 +275,7 @@ class SFTSection:
     batch_size: int = option(8, "sequences to an update; the paper: 1024", low=1)
     at_once: int = option(0, "sequences of it that a device takes at once; 0: its whole share", low=0)
     lora_rank: int = option(16, "rank of the adapter; 0 trains all weights", low=0)
-    lora_share: float = option(0.5, "share of the layers, from the top, that get an adapter", low=0.01, high=1)
+    lora_layer_fraction: float = option(0.5, "share of the layers, from the top, that get an adapter", low=0.01, high=1)
     max_length: int = option(256, "longest prompt and completion together, in tokens", low=16)
 
 # %% ../nbs/10_recipe.ipynb #7348b2eb
@@ -312,7 +312,7 @@ class PreferenceSection:
     batch_size: int = option(8, "comparisons to an update", low=1)
     at_once: int = option(0, "comparisons of it that a device takes at once; 0: its whole share", low=0)
     lora_rank: int = option(16, "rank of the adapter; 0 trains all weights", low=0)
-    lora_share: float = option(0.5, "share of the layers, from the top, that get an adapter", low=0.01, high=1)
+    lora_layer_fraction: float = option(0.5, "share of the layers, from the top, that get an adapter", low=0.01, high=1)
     max_length: int = option(256, "longest dialogue, in tokens; longer pairs are counted and left out", low=16)
     heldout: float = option(0.2, "share of the comparisons kept for accuracy and calibration", low=0.01, high=0.9)
     heads: str = option("kind", "kind: a score for each kind of prompt; one: one for all", choices=("kind", "one"))
@@ -343,7 +343,7 @@ class PPOSection:
     missing_end: float = option(1.0, "taken from the reward of an answer that does not end", low=0)
     boilerplate: float = option(0.0, "taken from the reward of an answer that is boilerplate beside the others of its rollout", low=0)
     lora_rank: int = option(16, "rank of the adapter; 0 trains all weights", low=0)
-    lora_share: float = option(0.5, "share of the layers, from the top, that get an adapter", low=0.01, high=1)
+    lora_layer_fraction: float = option(0.5, "share of the layers, from the top, that get an adapter", low=0.01, high=1)
     save_every: int = option(8, "rollouts between checkpoints", low=1)
 
 

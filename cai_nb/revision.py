@@ -12,7 +12,7 @@ import re
 from dataclasses import asdict, dataclass
 from .constitution import rng
 from .dialogue import CaiError, assistant, user
-from .model import remembering
+from .model import prefix_caching
 
 # %% ../nbs/04_revision.ipynb #6f76f451
 class RevisionError(CaiError):
@@ -59,10 +59,10 @@ def pick_exemplars(principle, prompt: str, k: int, seed: int = 0):
     "The `k` training exemplars of a principle whose prompts share most words with this one"
     pool = [e for e in principle.exemplars if e.split == "train" and e.prompt != prompt]
     mine = words(prompt)
-    def likeness(e):
+    def jaccard(e):
         theirs = words(e.prompt)
         return len(mine & theirs)/max(1, len(mine | theirs)) + 1e-6*rng(e.id, prompt, seed=seed).random()
-    return sorted(pool, key=likeness, reverse=True)[:k]
+    return sorted(pool, key=jaccard, reverse=True)[:k]
 
 # %% ../nbs/04_revision.ipynb #77c7a1d6
 def ngrams(text: str, n: int) -> list:
@@ -121,7 +121,7 @@ class RevisionConfig:
 def _sample(model, dialogues, c, keys, max_tokens, desc):
     temperature = c.temperature if desc == "responses" else c.critic_temperature
     done = model.sample(dialogues, max_tokens=max_tokens, temperature=temperature, seed=c.seed, keys=keys, batch_size=c.batch_size, desc=desc)
-    return [d.whole for d in done]
+    return [d.complete_sentences for d in done]
 
 def revise_round(critic, prompts, responses, principles, c: RevisionConfig, round: int, judge=None):
     "One critique and one revision for each response: a list of steps"
@@ -129,7 +129,7 @@ def revise_round(critic, prompts, responses, principles, c: RevisionConfig, roun
     shown = [pick_exemplars(p, x["prompt"], c.exemplars, c.seed) for p, x in zip(principles, prompts)]
     critiques, tag = [None]*n, f"round {round}"
     rows = [(i, j) for i in range(n) for j in range(c.candidates)]
-    with remembering(critic):  # the second request begins with the first
+    with prefix_caching(critic):  # the second request begins with the first
         if c.critique:
             asks = [critique_messages(x["prompt"], r, p, e) for x, r, p, e in zip(prompts, responses, principles, shown)]
             critiques = _sample(critic, asks, c, [(x["id"], round, "critique") for x in prompts], c.critique_tokens, f"{tag}: critique")

@@ -111,8 +111,8 @@ def vllm(monkeypatch):
 def same_verbs(other, model):
     "The three verbs, held against transformers"
     assert other.sample(ASKED, 8, temperature=0) == model.sample(ASKED, 8, temperature=0)
-    mine = other.choose(ASKED, ("A", "B"), prefix=["The answer is: (", "(", "So ("])
-    np.testing.assert_allclose(mine, model.choose(ASKED, ("A", "B"), prefix=["The answer is: (", "(", "So ("]), atol=2e-5)
+    mine = other.option_logprobs(ASKED, ("A", "B"), prefix=["The answer is: (", "(", "So ("])
+    np.testing.assert_allclose(mine, model.option_logprobs(ASKED, ("A", "B"), prefix=["The answer is: (", "(", "So ("]), atol=2e-5)
     scores = other.score(ASKED, ["Yes.", "No, by no means.", "Because"])
     for s, t in zip(scores, model.score(ASKED, ["Yes.", "No, by no means.", "Because"])):
         assert s.tokens == t.tokens
@@ -128,7 +128,7 @@ def test_vllm_gives_the_same_verbs_through_its_real_signatures(vllm, model, fold
     together = lm.sample(ASKED, 12, keys=keys)
     assert together == lm.sample(ASKED[::-1], 12, keys=keys[::-1])[::-1] == [lm.sample([a], 12, keys=[k])[0] for a, k in zip(ASKED, keys)]
     assert together != lm.sample(ASKED, 12, keys=keys, seed=1)
-    assert lm.sample([], 4) == [] and lm.choose([]).shape == (0, 2) and lm.score([], []) == []
+    assert lm.sample([], 4) == [] and lm.option_logprobs([]).shape == (0, 2) and lm.score([], []) == []
     with pytest.raises(ModelError, match="exceeds the context"):
         lm.sample([[user("x" * 2000)]])
     with pytest.raises(ModelError, match="hidden states"):
@@ -151,9 +151,9 @@ def test_vllm_serves_the_merged_adapter(vllm, folder, tmp_path, monkeypatch):
     here = LanguageModel.load(folder, adapter=tmp_path / "adapter", dtype="bfloat16", device="cpu")
     assert lm.id == here.id and "adapter@" in lm.id
     plain = open_model(folder, engine="vllm")
-    assert not np.allclose(lm.choose(ASKED), plain.choose(ASKED), atol=1e-3)
+    assert not np.allclose(lm.option_logprobs(ASKED), plain.option_logprobs(ASKED), atol=1e-3)
     again = open_model(folder, adapter=tmp_path / "adapter", engine="vllm")  # from the cache
-    np.testing.assert_array_equal(again.choose(ASKED), lm.choose(ASKED))
+    np.testing.assert_array_equal(again.option_logprobs(ASKED), lm.option_logprobs(ASKED))
 
 
 def test_without_vllm_the_extra_is_named(folder):
@@ -276,7 +276,7 @@ def test_a_server_gives_the_same_verbs(server, model, folder):
     lm = open_model(f"server:{server.url}#tiny?tokenizer={folder}")
     assert [c.text for c in lm.sample(ASKED, 8, temperature=0)] == [c.text for c in model.sample(ASKED, 8, temperature=0)]
     options = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"  # so many that some are among the likeliest twenty and some are not
-    mine, right = lm.choose(ASKED, options, prefix="The answer is: ("), model.choose(ASKED, options, prefix="The answer is: (")
+    mine, right = lm.option_logprobs(ASKED, options, prefix="The answer is: ("), model.option_logprobs(ASKED, options, prefix="The answer is: (")
     for got, true, dialogue in zip(mine, right, ASKED):
         every = model.model(torch.tensor(model.encode([dialogue], "The answer is: ("))).logits[0, -1].log_softmax(-1)
         bound = every.topk(20).values[-1].item()
@@ -291,7 +291,7 @@ def test_chat_messages_go_to_a_server_whose_tokenizer_is_not_known(server, model
     lm = open_model(f"server:{server.url}#tiny")
     assert [c.text for c in lm.sample(ASKED, 8, temperature=0)] == [c.text for c in model.sample(ASKED, 8, temperature=0)]
     assert server.seen[0][0].endswith("/chat/completions") and server.seen[0][2]["messages"] in ASKED
-    assert lm.choose(ASKED).shape == (3, 2) and lm.fits(ASKED) == [True] * 3
+    assert lm.option_logprobs(ASKED).shape == (3, 2) and lm.fits(ASKED) == [True] * 3
     for ask in (lambda: lm.sample(ASKED, prefix="Well"), lambda: lm.score(ASKED, ["a"] * 3)):
         with pytest.raises(ModelError, match="tokenizer"):
             ask()
@@ -336,7 +336,7 @@ def test_a_server_without_logprobs_is_named(model, monkeypatch, folder, near):
     server = Server(model, logprobs=False)
     lm = ServerModel(server.url, "tiny", folder)
     assert lm.sample(ASKED, 4)
-    for ask in (lambda: lm.choose(ASKED), lambda: lm.score(ASKED, ["a"] * 3), lambda: ServerModel(server.url, "tiny").choose(ASKED)):
+    for ask in (lambda: lm.option_logprobs(ASKED), lambda: lm.score(ASKED, ["a"] * 3), lambda: ServerModel(server.url, "tiny").option_logprobs(ASKED)):
         with pytest.raises(ModelError, match="no log-probabilities"):
             ask()
     server.http.shutdown()
@@ -392,7 +392,7 @@ def test_a_run_with_an_engine_that_samples_and_a_server_that_judges(server, fold
     run = stages.run_recipe(recipe, out, stages=["sft", "feedback"], note=quiet)
     labels = list(Records(run.path("feedback") / "records.jsonl"))
     assert labels and all("tiny@127.0.0.1" in json.dumps(r) for r in labels)
-    assert artifacts.model_of(run, "sl-cai").id == artifacts.load_model(recipe, *run_.parts_of(run, "sl-cai")).id
+    assert artifacts.get_model(run, "sl-cai").id == artifacts.load_model(recipe, *run_.checkpoint_paths(run, "sl-cai")).id
     assert KEY not in "".join(p.read_text(errors="ignore") for p in out.rglob("*") if p.suffix in (".json", ".jsonl", ".html", ".yaml"))
 
 
@@ -472,7 +472,7 @@ def test_a_real_server_on_loopback(tmp_path, folder):
         said = lm.sample(ASKED, 6, temperature=0)
         assert [c.text for c in said] == [c.text for c in here.sample(ASKED, 6, temperature=0)]
         with pytest.raises(ModelError, match="no log-probabilities"):
-            lm.choose(ASKED)
+            lm.option_logprobs(ASKED)
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()

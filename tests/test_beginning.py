@@ -21,13 +21,13 @@ def folder(tmp_path):
 def twice(monkeypatch):
     "Do something as it is done, and with every beginning read as often as it stands there; counts readings in two parts"
     counted = []
-    two = md.in_two_parts
+    two = md.forward_with_shared_prefix
 
     def spy(trunk, once, rest):
         counted.append(next(iter(once.values())).shape[1])
         return two(trunk, once, rest)
 
-    monkeypatch.setattr(md, "in_two_parts", spy)
+    monkeypatch.setattr(md, "forward_with_shared_prefix", spy)
 
     def both(learn):
         ours, seen = learn("once"), list(counted)
@@ -84,7 +84,7 @@ def test_a_preference_model_asks_its_still_layers_once_for_a_row(folder, tmp_pat
     monkeypatch.setattr(preference, "sequence_classifier", watched)
     ours = preference.train_preference_model(folder, rows, tmp_path / "kept", settings)
     below, highest = asked
-    monkeypatch.setattr(preference, "still_rows_kept", lambda trunk, still: md.still_rows_kept(trunk, 0))
+    monkeypatch.setattr(preference, "cache_frozen_activations", lambda trunk, still: md.cache_frozen_activations(trunk, 0))
     plain = preference.train_preference_model(folder, rows, tmp_path / "anew", settings)
     assert below == 2 * len(rows) and highest > 3 * below and asked[0] - below == asked[1] - highest == highest
     assert [c["loss"] for c in ours["curve"]] == pytest.approx([c["loss"] for c in plain["curve"]], rel=1e-3)
@@ -101,7 +101,7 @@ def test_rows_are_kept_as_long_as_there_is_room(folder):
     with torch.inference_mode():
         plain = trunk(**given).last_hidden_state
     for room, rows in ((1 << 20, 4), (2 * 30 * 32 * 4, 2), (0, 0)):
-        with md.still_rows_kept(trunk, 2, room) as kept:
+        with md.cache_frozen_activations(trunk, 2, room) as kept:
             with torch.inference_mode():
                 trunk(**given)
             assert len(kept) == rows and not any(x.is_inference() for x in kept.values())
@@ -152,7 +152,7 @@ def test_trunks_with_a_mask_elsewhere_are_called_as_they_want_it():
     trunk = GPT2Model(GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=4, n_positions=64)).eval()
     ids = torch.cat([torch.arange(3, 27).expand(4, -1), torch.randint(3, 64, (4, 6))], 1)
     plain, once = trunk(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).last_hidden_state, []
-    md.begin_once(trunk)
+    md.share_prefix_forward(trunk)
     trunk.h[0].register_forward_pre_hook(lambda module, args: once.append(tuple(args[0].shape[:2])))
     assert torch.allclose(trunk(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).last_hidden_state, plain, atol=1e-5)
     assert once == [(1, 24), (4, 6)]
@@ -165,9 +165,9 @@ def test_trunks_with_a_mask_elsewhere_are_called_as_they_want_it():
 
     rope = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4, "long_factor": [2.0] * 4, "original_max_position_embeddings": 32}
     small = {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 2, "vocab_size": 64}
-    assert md.plain_attention(Model(LlamaConfig(**small)))
+    assert md.is_full_attention(Model(LlamaConfig(**small)))
     odd = (MistralConfig(**small, sliding_window=16), FalconConfig(**small, alibi=True), LlamaConfig(**small, rope_parameters=rope))
-    assert not any(md.plain_attention(Model(config)) for config in odd)
+    assert not any(md.is_full_attention(Model(config)) for config in odd)
 
 
 def test_packed_weights_let_gradients_through():

@@ -190,7 +190,7 @@ def test_what_contributing_names_exists():
     recipes = text[text.index("## Recipes for common changes"):text.index("## A new requirement")]
     tests = set(re.findall(r"`(test_\w+)`", recipes))
     assert len(tests) >= 10 and not tests - defined, tests - defined
-    for name in ("comparison_record", "FeedbackSection", "ModelSection", "labeller", "asked", "Remote", "open_model", "check_model", "speaker", "wanted",
+    for name in ("comparison_record", "FeedbackSection", "ModelSection", "labeller", "asked", "Remote", "open_model", "check_model", "load_for_sampling", "wanted",
                  "check_recipe", "option", "split_of", "exercise", "work"):
         assert re.search(rf"`@?{name}[`(]|\.{name}`|import {name}\b|`{name}\.", recipes) and name in defined, name
     assert re.search(r"^SILENT = ", code, re.M)

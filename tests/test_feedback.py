@@ -20,12 +20,12 @@ from cai_nb.feedback import (
     comparison_record,
     cut_reasoning,
     ensemble,
-    in_letters,
+    reason_with_letters,
     judge_pairs,
     label_all,
     load_comparisons,
     over_principles,
-    pick_shots,
+    select_exemplars,
     pointwise,
     pointwise_scores,
     shot_messages,
@@ -35,7 +35,7 @@ from cai_nb.feedback import (
     multiple_choice,
     position_bias,
     sample_pairs,
-    soften,
+    make_label,
 )
 from cai_nb.stats import accuracy, fit_temperature, wilson
 from cai_nb.judge import Judge, Judges, fit_antisymmetric, kind_of
@@ -69,7 +69,7 @@ def model(tmp_path_factory):
 
 
 class Scripted:
-    "A model whose answers are given: `sample` hands them out by key, `choose` always prefers one letter"
+    "A model whose answers are given: `sample` hands them out by key, `option_logprobs` always prefers one letter"
     id = "scripted"
 
     def __init__(self, answers=None, says="A"):
@@ -82,7 +82,7 @@ class Scripted:
         self.asked += len(prompts)
         return [Completion(self.answers.get(k, f"answer {k}"), 3, True) for k in keys]
 
-    def choose(self, prompts, options, prefix, **_):
+    def option_logprobs(self, prompts, options, prefix, **_):
         assert prefix == ANSWER
         row = np.log([0.8, 0.1]) if self.says == "A" else np.log([0.1, 0.8])
         return np.tile(row, (len(prompts), 1))
@@ -123,7 +123,7 @@ def test_a_model_that_always_says_a_learns_nothing_from_both_orders():
     records = multiple_choice(Scripted(says="A"), PAIRS, CONSTITUTION)
     assert [r["p_first"] for r in records] == pytest.approx([0.5] * 6)
     bias = position_bias(records)
-    assert bias["says_a"] == 1 and bias["same_letter"] == 1 and bias["outside"] == pytest.approx(0.1)
+    assert bias["says_a"] == 1 and bias["position_bias_share"] == 1 and bias["outside"] == pytest.approx(0.1)
     one = multiple_choice(Scripted(says="A"), PAIRS, CONSTITUTION, both_orders=False)
     assert [r["p_first"] for r in one] == pytest.approx([8 / 9] * 6) and list(one[0]["logprobs"]) == ["first"]
 
@@ -155,7 +155,7 @@ def test_a_principle_named_in_the_pair_is_the_one_used(model):
     (0.9, "soft", None, 0.9), (0.9, "soft", (0.4, 0.6), 0.6), (0.1, "soft", (0.4, 0.6), 0.4),
     (0.55, "soft", (0.4, 0.6), 0.55), (0.9, "hard", None, 1.0), (0.1, "hard", (0.4, 0.6), 0.0)])
 def test_soften(p, label, clamp, expected):
-    assert soften(p, label, clamp) == pytest.approx(expected)
+    assert make_label(p, label, clamp) == pytest.approx(expected)
 
 
 def test_wilson_and_accuracy_by_hand():
@@ -293,8 +293,8 @@ def test_each_principle_has_its_judge_and_strangers_go_to_the_judge_for_all(mode
 
 def test_reasons_speak_in_the_letters_that_were_dealt():
     reason = "The better response warns; the worse one jokes, and the better one's tone is kind."
-    assert in_letters(reason, "A") == "(A) warns; (B) jokes, and (A)'s tone is kind."
-    assert in_letters(reason, "B") == "(B) warns; (A) jokes, and (B)'s tone is kind."
+    assert reason_with_letters(reason, "A") == "(A) warns; (B) jokes, and (A)'s tone is kind."
+    assert reason_with_letters(reason, "B") == "(B) warns; (A) jokes, and (B)'s tone is kind."
     both = Ensemble([(n, 1) for n in BUNDLED])
     named = [j for _, j in both.pairs() if "the better response" in j.reason.lower()]
     assert len(named) > 150
@@ -314,7 +314,7 @@ def test_no_bundled_reason_speaks_of_an_order_that_nobody_sees():
 def test_a_tie_is_half_an_a():
     tied = {"logprobs": {"first": [-1.0, -1.0], "second": [-1.0, -1.0]}}
     found = position_bias([tied])
-    assert found["says_a"] == 0.5 and found["same_letter"] == 0.5
+    assert found["says_a"] == 0.5 and found["position_bias_share"] == 0.5
 
 
 def test_nothing_held_out_is_learnt_from():
@@ -333,10 +333,10 @@ def test_shots_come_from_training_pairs_and_never_show_the_pair_itself():
     held = {j["id"] for j in judge_pairs(CONSTITUTION, "heldout")}
     for pick in ("random", "similar"):
         for pair in as_pairs(judge_pairs(CONSTITUTION))[:6]:
-            shots = pick_shots(pair, CONSTITUTION, 5, pick)
+            shots = select_exemplars(pair, CONSTITUTION, 5, pick)
             assert len(shots) == 5 and not held & {j.id for _, j in shots}
             assert all(j.messages != pair["prompt"] for _, j in shots)
-    near = pick_shots({"prompt": [user("So what about kite 10?")]}, CONSTITUTION, 1, "similar")
+    near = select_exemplars({"prompt": [user("So what about kite 10?")]}, CONSTITUTION, 1, "similar")
     assert near[0][1].prompt == "What about kite 10?"
     letters = [m["content"][-2] for m in shot_messages(shots)[1::2]]
     assert letters == list("ABABA")
@@ -351,9 +351,9 @@ class Thinker(Scripted):
         assert prefix.startswith(REASON)
         return [Completion(self.answers[k], 5, not self.answers[k].endswith("…")) for k in keys]
 
-    def choose(self, prompts, options, prefix, **_):
+    def option_logprobs(self, prompts, options, prefix, **_):
         self.prefixes = list(prefix)
-        return super().choose(prompts, options, ANSWER)
+        return super().option_logprobs(prompts, options, ANSWER)
 
 
 def test_chain_of_thought_is_kept_clamped_and_counted():

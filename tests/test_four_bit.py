@@ -24,7 +24,7 @@ def folder(tmp_path_factory):
     return tiny_folder(tmp_path_factory.mktemp("tiny"), hidden=64)
 
 
-def packed(model):
+def prepacked_weights(model):
     return {n: m for n, m in model.named_modules() if type(m).__name__ == "Linear4bit"}
 
 
@@ -35,7 +35,7 @@ def test_the_layers_maps_are_packed_to_an_eighth_and_say_nearly_the_same(folder)
     with torch.no_grad():
         full = model(ids).logits
         few = in_four_bits(model)(ids).logits
-    found = packed(model)
+    found = prepacked_weights(model)
     assert {n.rsplit(".", 1)[-1] for n in found} == set(LINEAR) and len(found) == 7 * model.config.num_hidden_layers
     for name, m in found.items():
         was = before[name + ".weight"]
@@ -48,12 +48,12 @@ def test_the_layers_maps_are_packed_to_an_eighth_and_say_nearly_the_same(folder)
 
 
 def test_fine_tuning_learns_and_its_adapter_fits_the_full_weights(folder, tmp_path):
-    settings = SFTSettings(epochs=30, batch_size=4, learning_rate=1e-2, lora_share=1.0, four_bit=True)
+    settings = SFTSettings(epochs=30, batch_size=4, learning_rate=1e-2, lora_layer_fraction=1.0, four_bit=True)
     metrics = finetune(folder, EXAMPLES, tmp_path / "out", settings)
     assert metrics["curve"][-1]["loss"] < 0.7 * metrics["curve"][0]["loss"]
     base = LanguageModel.load(folder, dtype="float32")
     tuned = LanguageModel.load(folder, adapter=tmp_path / "out", dtype="float32")
-    assert not packed(tuned.model)
+    assert not prepacked_weights(tuned.model)
     before, after = (x.score([EXAMPLES[0]["prompt"]], ["Yes, tea!"])[0].logprob for x in (base, tuned))
     assert after > before + 1
 
@@ -72,13 +72,13 @@ def test_a_preference_model_learns(folder, tmp_path):
 def test_ppo_trains_the_adapter_and_leaves_the_packed_weights_alone(folder, tmp_path):
     lm = LanguageModel.load(folder, dtype="float32")
     in_four_bits(lm.model)
-    before = {n: m.weight.detach().clone() for n, m in packed(lm.model).items()}
+    before = {n: m.weight.detach().clone() for n, m in prepacked_weights(lm.model).items()}
     args = PPOConfig(str(tmp_path), rollouts=2, per_device_train_batch_size=4, num_mini_batches=1, num_ppo_epochs=2, max_completion_length=6,
                      learning_rate=1e-2, save_strategy="no", disable_tqdm=True, use_cpu=True, sample_rollouts=0)  # fmt: skip
     trainer = PPOTrainer(lm, lambda prompts, completions: [float(c.count("e")) - len(c) / 9 for c in completions], args,
                          [{"prompt": e["prompt"]} for e in EXAMPLES], peft_config=lora_config(lm.model.config.num_hidden_layers, 4, 1.0))  # fmt: skip
     trainer.train()
-    after = {n.replace(".base_layer", ""): m.weight for n, m in packed(trainer.policy).items()}
+    after = {n.replace(".base_layer", ""): m.weight for n, m in prepacked_weights(trainer.policy).items()}
     assert len(after) == len(before) and all(torch.equal(after[n], w) for n, w in before.items())
     moved = [p.abs().max().item() for n, p in trainer.policy.named_parameters() if "lora_B" in n]
     assert moved and max(moved) > 1e-3

@@ -13,7 +13,7 @@ from tiny import tiny_folder
 
 import cai_nb.model as m
 from cai_nb.dialogue import assistant, user
-from cai_nb.model import Completion, LanguageModel, ModelError, whole_sentences
+from cai_nb.model import Completion, LanguageModel, ModelError, complete_sentences
 
 ASKED = [
     [user("Hi?")],
@@ -61,19 +61,19 @@ def test_a_beginning_that_is_read_once_changes_nothing(model):
     asked = [[*shown[:20], user(f"{word} or not?")] for word in ("Salt", "Pepper and more of it", "No")]
     asked += [[*shown[4:], user("Other")], [user("Alone")], [*shown[4:], user("Other things")], asked[0]]
     prefixes = ["The answer is: ("]*5 + ["Let me see. The answer is: (", "I say ("]
-    from cai_nb.model import shared_beginnings
+    from cai_nb.model import group_by_prefix
 
-    groups = shared_beginnings([model.encode([d], p)[0] for d, p in zip(asked, prefixes)], 16)
+    groups = group_by_prefix([model.encode([d], p)[0] for d, p in zip(asked, prefixes)], 16)
     assert sorted(len(members) for members, _ in groups) == [1, 2, 4] and all(n >= 16 for _, n in groups[:-1])
-    whole, once = (model.choose(asked, prefix=prefixes, share=share, batch_size=2) for share in (0, 16))
+    whole, once = (model.option_logprobs(asked, prefix=prefixes, share=share, batch_size=2) for share in (0, 16))
     assert np.abs(whole - once).max() < 1e-5
-    one_by_one = [model.choose([d], prefix=p)[0] for d, p in zip(asked, prefixes)]
+    one_by_one = [model.option_logprobs([d], prefix=p)[0] for d, p in zip(asked, prefixes)]
     assert np.abs(whole - one_by_one).max() < 1e-5
 
 
 def test_a_token_of_no_weight_is_never_drawn():
     "Neither at the ends of the ruler, nor where a block of the vocabulary begins or has nothing in it."
-    from cai_nb.model import token_at
+    from cai_nb.model import sample_from_uniform
 
     scores = torch.full((6, 700), -torch.inf)
     scores[:, [5, 300, 301, 699]] = torch.tensor([0.0, 1.0, -1.0, 0.5])
@@ -81,9 +81,9 @@ def test_a_token_of_no_weight_is_never_drawn():
     edges = p.cumsum(0)[[5, 300, 301]].tolist()
     for u in [0.0, 1e-12, *edges, *(e - 1e-8 for e in edges), *(e + 1e-8 for e in edges), 1 - 2**-53]:
         for dtype in (torch.float32, torch.bfloat16, torch.float64):
-            drawn = token_at(torch.full((6,), u, dtype=torch.float64), scores.to(dtype)).tolist()
+            drawn = sample_from_uniform(torch.full((6,), u, dtype=torch.float64), scores.to(dtype)).tolist()
             assert len(set(drawn)) == 1 and p[drawn[0]] > 0, (u, dtype, drawn)
-    assert token_at(torch.tensor([0.0, 1 - 2**-53]), scores[:2]).tolist() == [5, 699]
+    assert sample_from_uniform(torch.tensor([0.0, 1 - 2**-53]), scores[:2]).tolist() == [5, 699]
 
 
 def test_greedy_is_generate(model):
@@ -94,7 +94,7 @@ def test_greedy_is_generate(model):
 
 
 def test_choose_is_the_plain_log_softmax(model):
-    got = model.choose(ASKED, ("A", "B"), prefix="(", batch_size=2)
+    got = model.option_logprobs(ASKED, ("A", "B"), prefix="(", batch_size=2)
     for row, prompt in zip(got, ASKED):
         with torch.no_grad():
             logits = model.model(torch.tensor(model.encode([prompt], "("))).logits[0, -1].log_softmax(-1)
@@ -133,7 +133,7 @@ def test_a_question_adds_the_state_before_the_reply_and_changes_no_other(model):
 
 
 @pytest.mark.parametrize("ask, says", [
-    (lambda x: x.choose([[user("?")]], ("maybe", "no")), "not one token"),
+    (lambda x: x.option_logprobs([[user("?")]], ("maybe", "no")), "not one token"),
     (lambda x: x.sample([[user("long "*400)]]), "exceeds the context"),
     (lambda x: x.sample([[user("?")]], temperature=-1), "temperature"),
     (lambda x: x.features([[user("?")]]), "end with the assistant"),
@@ -207,7 +207,7 @@ def test_rows_that_end_leave_the_batch_and_the_rest_write_what_generate_writes(m
     calls, forward = [], model.model.forward
     model.model.forward = lambda *a, **k: calls.append(len(k["input_ids"])) or forward(*a, **k)
     try:
-        ours = m.write_on(model.model, ids, mask, numbers, stops, 0, temperature, top_p)
+        ours = m.generate_tokens(model.model, ids, mask, numbers, stops, 0, temperature, top_p)
     finally:
         del model.model.forward
     assert ours == m._generate(model.model, ids, mask, numbers, stops, 0, temperature, top_p)
@@ -223,7 +223,7 @@ def test_rows_read_in_groups_after_their_common_beginning_are_read_as_all_at_onc
     rows = [list(range(60, 80)) * alike + [40 + k] + [7 + k % 5] * n for k, n in enumerate(lengths)]
     ids, mask = model._pad(rows, left=True)
     places, read, forward = (mask.cumsum(-1) - 1).clamp(min=0), [], model.model.forward
-    ours, plain = (m.Cache(layer_class_to_replicate=functools.partial(m.RoomyLayer, 4)) for _ in range(2))
+    ours, plain = (m.Cache(layer_class_to_replicate=functools.partial(m.PreallocatedCacheLayer, 4)) for _ in range(2))
     whole = model.model(input_ids=ids, attention_mask=mask, position_ids=places, past_key_values=plain, use_cache=True).logits[:, -1]
     model.model.forward = lambda *a, **k: read.append(tuple(k["input_ids"].shape)) or forward(*a, **k)
     try:
@@ -243,7 +243,7 @@ def test_rows_read_in_groups_after_their_common_beginning_are_read_as_all_at_onc
     ([[1, 2, 3, 4], [1, 2, 3, 5], [1, 2, 9, 9]], 2), ([[1, 2, 3, 4]] * 3, 3),  # one token is left to read
     ([[1, 2, 3, 4], [1, 2, 3, 5]], 0), ([[1, 2, 3], [1, 9, 3], [1, 2, 3]], 0), ([[1, 2]] * 3, 0)])
 def test_how_far_rows_begin_alike(ids, n):
-    assert m.beginning(torch.tensor(ids), least=2, company=3) == n
+    assert m.common_prefix_length(torch.tensor(ids), least=2, company=3) == n
 
 
 def _plain(trunk, **given):
@@ -329,18 +329,18 @@ def test_layers_that_look_through_a_window_are_left_to_generate():
     config = Qwen2Config(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
                          use_sliding_window=True, sliding_window=8, max_window_layers=1, max_position_embeddings=256)
     windowed, ids = Qwen2ForCausalLM(config).eval(), torch.randint(3, 64, (3, 20), generator=torch.Generator().manual_seed(0))
-    assert not m.plain_attention(windowed)
+    assert not m.is_full_attention(windowed)
     numbers = m.row_uniforms(0, range(3), 10)
-    said = m.write_on(windowed, ids, torch.ones_like(ids), numbers, [1], 0)
+    said = m.generate_tokens(windowed, ids, torch.ones_like(ids), numbers, [1], 0)
     whole = windowed(ids if len(said[0]) == 1 else torch.cat([ids[:1], torch.tensor([said[0][:-1]])], 1), use_cache=False).logits[0, -1]
-    assert int(m.token_at(torch.tensor(numbers[0, len(said[0]) - 1:][:1]), whole[None])) == said[0][-1]  # with no cache at all
+    assert int(m.sample_from_uniform(torch.tensor(numbers[0, len(said[0]) - 1:][:1]), whole[None])) == said[0][-1]  # with no cache at all
 
 
 @given(st.lists(st.sampled_from(["Go", " home", ".", "?", "\n", "\n\n", "1.", "2. ", ":", " ", "…", '"', "e"]), max_size=30).map("".join))
 def test_whole_sentences_are_a_beginning_and_not_a_small_one(text):
-    kept = whole_sentences(text)
+    kept = complete_sentences(text)
     assert text.startswith(kept) and 4*len(kept) >= len(text)
-    assert Completion(text, 1, True).whole == text and Completion(text, 1, False).whole == kept
+    assert Completion(text, 1, True).complete_sentences == text and Completion(text, 1, False).complete_sentences == kept
 
 
 @pytest.mark.parametrize("text, kept", [
@@ -349,21 +349,21 @@ def test_whole_sentences_are_a_beginning_and_not_a_small_one(text):
     ("No. But since you would", "No. But since you would"), ("**Done.** An", "**Done.**"), ("", ""),
 ])
 def test_where_a_cut_off_text_ends(text, kept):
-    assert whole_sentences(text) == kept
+    assert complete_sentences(text) == kept
 
 
 def test_packed_weights_multiply_the_same_and_leave_no_trace(tmp_path):
-    from cai_nb.model import packed
+    from cai_nb.model import prepacked_weights
 
     small = LanguageModel.load(str(tiny_folder(tmp_path, hidden=64)), dtype="bfloat16", device="cpu").model
     ids, maps = torch.randint(5, 200, (3, 7)), [k for k in small.modules() if type(k) is torch.nn.Linear]
     theirs = maps[0].forward = functools.partial(torch.nn.Linear.forward, maps[0])  # as a hook of accelerate would be
     with torch.no_grad():
         before = small(input_ids=ids).logits
-        with pytest.raises(ZeroDivisionError), packed(small):
+        with pytest.raises(ZeroDivisionError), prepacked_weights(small):
             if torch.ops.mkldnn._is_mkldnn_bf16_supported():
                 assert all("forward" in vars(k) for k in maps)
-            with packed(small):
+            with prepacked_weights(small):
                 assert torch.equal(small(input_ids=ids).logits, before)
             assert torch.equal(small(input_ids=ids).logits, before)  # the inner one took nothing away
             raise ZeroDivisionError

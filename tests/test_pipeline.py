@@ -409,14 +409,14 @@ def test_no_prompt_is_both_trained_on_and_held_out(recipe, tmp_path):
     file = tmp_path / "p.jsonl"
     rows = [*load_prompts("redteam", limit=80), {"id": "x", "prompt": "long " * 900}]
     file.write_text("".join(json.dumps(r) + "\n" for r in rows))
-    chosen, long = artifacts.choose_prompts(
+    chosen, long = artifacts.select_prompts(
         load_recipe("smoke", ["prompts.n_redteam=30"]), [str(file)], 30, 10, "redteam", short
     )
     parts = {p: {r["prompt"] for r in chosen if r["part"] == p} for p in ("train", "heldout")}
     assert len(parts["train"]) == 30 and 1 <= len(parts["heldout"]) <= 10 and not parts["train"] & parts["heldout"]
     assert long == 1 and all(short([r["prompt"] for r in chosen]))
     assert (
-        artifacts.choose_prompts(load_recipe("smoke", ["prompts.n_redteam=30"]), [str(file)], 30, 10, "redteam", short)[0]
+        artifacts.select_prompts(load_recipe("smoke", ["prompts.n_redteam=30"]), [str(file)], 30, 10, "redteam", short)[0]
         == chosen
     )
 
@@ -428,7 +428,7 @@ def test_ids_that_two_sources_share_are_told_apart(recipe, tmp_path):
                 json.dumps({"id": str(i), "prompt": f"Question {i} on {topic}, {i * 7919}"}) + "\n" for i in range(9)
             )
         )
-    chosen, _ = artifacts.choose_prompts(
+    chosen, _ = artifacts.select_prompts(
         recipe, [str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl")], 6, 4, "redteam", short
     )
     assert len({r["id"] for r in chosen}) == len(chosen)
@@ -438,7 +438,7 @@ def test_a_prompt_file_with_duplicates_is_used_and_the_duplicates_are_reported(r
     rows = load_prompts("redteam", limit=20)
     (tmp_path / "p.jsonl").write_text("".join(json.dumps({"prompt": r["prompt"]}) + "\n" for r in rows + rows[:5]))
     with pytest.warns(UserWarning, match="5 of 25 prompts stood there already"):
-        chosen, _ = artifacts.choose_prompts(recipe, [str(tmp_path / "p.jsonl")], 8, 4, "redteam", short)
+        chosen, _ = artifacts.select_prompts(recipe, [str(tmp_path / "p.jsonl")], 8, 4, "redteam", short)
     assert len({r["prompt"] for r in chosen}) == len(chosen)
 
 
@@ -635,7 +635,7 @@ def test_all_stages_run_with_a_tiny_model(half, tmp_path, capsys):
     assert "has not run" not in page and "RL-CAI" in page and "KL to SL-CAI" in page
     assert "Harmlessness, Elo points against the start model" in page and "Perplexity of the answers" in page
     for which in run_.POLICIES:
-        assert len(artifacts.load_model(recipe, *run_.parts_of(run, which)).sample([[fake_run.user("Hello?")]], 4)) == 1
+        assert len(artifacts.load_model(recipe, *run_.checkpoint_paths(run, which)).sample([[fake_run.user("Hello?")]], 4)) == 1
     capsys.readouterr()
     assert main(["chat", str(tmp_path / "run"), "--prompt", "Hello?", "--max-tokens", "4"]) == 0
     assert re.search("start.*sl-cai.*rl-cai", capsys.readouterr().out, re.S)
@@ -708,16 +708,16 @@ def test_the_bundled_critic_learnt_from_the_bundled_exemplars():
     from cai_nb.constitution import Constitution
 
     known = json.loads((artifacts.shipped_critic() / "metrics.json").read_text())["constitutions"]
-    assert known == {name: artifacts.lesson_mark(Constitution.load(name)) for name in known}
+    assert known == {name: artifacts.exemplars_fingerprint(Constitution.load(name)) for name in known}
 
 
 @pytest.mark.parametrize("share", ["train", "judge"])
 def test_the_bundled_judges_learnt_from_the_bundled_pairs(share):
     card = json.loads((artifacts.shipped_folder("judges") / share / "lessons.json").read_text())
-    lessons = artifacts.lessons(load_recipe("laptop", sets=["seed=3"]), share)  # in whatever order
-    assert card == artifacts.lesson_card(SimpleNamespace(id=card["model"]), card["layers"], lessons) and len(lessons) > 150
+    lessons = artifacts.judge_training_pairs(load_recipe("laptop", sets=["seed=3"]), share)  # in whatever order
+    assert card == artifacts.judge_training_card(SimpleNamespace(id=card["model"]), card["layers"], lessons) and len(lessons) > 150
     other = [{**lessons[0], "better": lessons[0]["better"] + "!"}, *lessons[1:]]
-    assert card != artifacts.lesson_card(SimpleNamespace(id=card["model"]), card["layers"], other)
+    assert card != artifacts.judge_training_card(SimpleNamespace(id=card["model"]), card["layers"], other)
 
 
 def test_a_run_takes_the_judges_of_the_package_or_fits_its_own(tmp_path, monkeypatch):
@@ -728,7 +728,7 @@ def test_a_run_takes_the_judges_of_the_package_or_fits_its_own(tmp_path, monkeyp
     monkeypatch.setattr(Judges, "fit", lambda lm, pairs, **settings: ("fitted", len(pairs)))
     judges = artifacts.judges_of(run, "judge")
     for kind, judge in judges.each.items():  # what they hold of a pair is what this model makes of its texts
-        known = {p["id"]: p for p in artifacts.lessons(recipe, "judge") if p["kind"] == kind}
+        known = {p["id"]: p for p in artifacts.judge_training_pairs(recipe, "judge") if p["kind"] == kind}
         x = read_pairs(lm, [known[n["id"]] for n in judge.names[:4]], judge.layers)
         assert abs((x[:, 0] - x[:, 1]) / judge.std - judge.shown[:4]).mean() < 0.03
     for change in ("feedback.exemplars=100", "constitution.harmless={harmlessness: 1}"):
@@ -742,10 +742,10 @@ def test_judges_of_the_package_are_examined_once_and_others_in_each_run(tmp_path
 
     lm = LanguageModel.load()
     run = run_.Run(tmp_path, load_recipe("laptop"), note=quiet, cache={"start": lm})
-    found = artifacts.evaluation_judges(run)
+    found = artifacts.make_evaluation_judges(run)
     known = {question: judges["probe"].report["heldout"] for question, judges in found.items()}
     held = artifacts.heldout_pairs(run.recipe, "helpfulness")
-    fresh = artifacts.right_on(found["helpfulness"]["probe"], held)  # what was written down is so
+    fresh = artifacts.judge_accuracy_on(found["helpfulness"]["probe"], held)  # what was written down is so
     assert fresh["n"] == known["helpfulness"]["right"]["n"] == len(held) > 90
     assert abs(fresh["accuracy"] - known["helpfulness"]["right"]["accuracy"]) < 0.025
     monkeypatch.setattr(Judge, "score", lambda *args: pytest.fail("read again"))
@@ -772,7 +772,7 @@ def test_ppo_that_was_interrupted_ends_with_the_same_weights(half, tmp_path, mon
         shutil.copytree(half[1], tmp_path / name)
     whole = stages.run_recipe(half[0], tmp_path / "whole", stages=["ppo"], note=quiet)
     with monkeypatch.context() as m:
-        m.setattr(stages, "meter", lambda rollouts: Stop())
+        m.setattr(stages, "progress_callback", lambda rollouts: Stop())
         with pytest.raises(KeyboardInterrupt):
             stages.run_recipe(half[0], tmp_path / "stopped", stages=["ppo"], note=quiet)
     again = stages.run_recipe(half[0], tmp_path / "stopped", stages=["ppo"], note=quiet)
@@ -786,6 +786,6 @@ def test_ppo_that_was_interrupted_ends_with_the_same_weights(half, tmp_path, mon
     for row in Records(whole.path("ppo") / "log.jsonl"):  # half a point for what others of the rollout say as well
         mine = [r for r in learnt_from[0] if r["rollout"] == row["rollout"]]
         paid = sum(r["boilerplate"] for r in mine) / len(mine)
-        assert row["reward/own_words"] == pytest.approx(-paid)
+        assert row["reward/boilerplate_penalty"] == pytest.approx(-paid)
         assert row["reward"] == pytest.approx(sum(r["reward"] for r in mine) / len(mine) - paid / 2, abs=1e-5)
     assert not (whole.path("ppo") / "work").exists()

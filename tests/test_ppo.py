@@ -304,7 +304,7 @@ def test_weights_are_folded_in_float32_alone_and_come_back_after_an_error_too(dt
         if "lora_B" in n: torch.nn.init.normal_(p, std=0.5)
     weight = next(p for n, p in model.named_parameters() if n.endswith("base_layer.weight"))
     before = weight.detach().clone()
-    with pytest.raises(KeyboardInterrupt), ppo.folded(model):
+    with pytest.raises(KeyboardInterrupt), ppo.merged_adapter(model):
         assert torch.equal(weight, before) == (dtype == "bfloat16")
         raise KeyboardInterrupt
     assert torch.equal(weight, before) and not any(m.merged for m in ppo._adapted(model))
@@ -825,7 +825,7 @@ def test_rewards_see_the_whole_sentences_of_what_was_cut_off(tmp_path, whole):
     def spy(prompts, completions):
         seen.extend(completions)
         return [0.0]*len(completions)
-    run = trainer(tmp_path, reward=spy, whole_sentences=whole)
+    run = trainer(tmp_path, reward=spy, complete_sentences=whole)
     rows = [{"row": i, "prompt": [user("q")], "completion": "Go home. Then", "finished": f} for i, f in enumerate((True, False))]
     run.judge(rows)
     assert seen == ["Go home. Then", "Go home." if whole else "Go home. Then"]

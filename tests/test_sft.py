@@ -10,7 +10,7 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 import cai_nb.sft
 from cai_nb.dialogue import assistant, user
 from cai_nb.model import LanguageModel
-from cai_nb.sft import SFTSettings, TrainingError, encode_example, finetune, learnt_forward, sft_examples, training_rows, warm_up
+from cai_nb.sft import SFTSettings, TrainingError, encode_example, finetune, add_completion_logprob_forward, sft_examples, training_rows, warm_up
 
 EXAMPLES = [{"prompt": [user(f"Say {w}")], "completion": [assistant(f"Yes, {w}!")]}
             for w in ("tea", "rain", "moss", "bread")]
@@ -60,18 +60,18 @@ def test_examples_laid_end_to_end_do_not_see_each_other(folder, tmp_path, monkey
     a, b = (load_file(tmp_path/str(on)/"adapter_model.safetensors") for on in (False, True))
     assert all(torch.allclose(a[k], b[k], atol=1e-3) for k in a) and max(x.abs().max() for x in a.values()) > 0.1
     model, rows = LanguageModel.load(folder, dtype="float32").model, training_rows(EXAMPLES, tiny_tokenizer(), 99)[0]
-    learnt_forward(model)
+    add_completion_logprob_forward(model)
     row = DataCollatorForLanguageModeling(0, padding_free=True)(rows)
     seen = {k: row[k] for k in ("input_ids", "labels", "position_ids")}
     with torch.no_grad():
-        ours = model(**seen, learnt_only=True)
-        each = torch.cat([model(input_ids=torch.tensor([r["input_ids"]]), labels=torch.tensor([r["labels"]]), learnt_only=True) for r in rows])
+        ours = model(**seen, completion_only=True)
+        each = torch.cat([model(input_ids=torch.tensor([r["input_ids"]]), labels=torch.tensor([r["labels"]]), completion_only=True) for r in rows])
         assert torch.allclose(ours, each, atol=1e-5)
-        assert not torch.allclose(model(**{**seen, "position_ids": None}, learnt_only=True), each, atol=1e-3)
+        assert not torch.allclose(model(**{**seen, "position_ids": None}, completion_only=True), each, atol=1e-3)
 
 
 def test_the_loss_falls_and_the_adapter_loads(folder, tmp_path):
-    settings = SFTSettings(epochs=30, batch_size=4, learning_rate=1e-2, lora_share=1.0)
+    settings = SFTSettings(epochs=30, batch_size=4, learning_rate=1e-2, lora_layer_fraction=1.0)
     metrics = finetune(folder, EXAMPLES, tmp_path/"out", settings)
     assert metrics["curve"][-1]["loss"] < 0.7*metrics["curve"][0]["loss"]
     base = LanguageModel.load(folder, dtype="float32")

@@ -14,7 +14,7 @@ from .exercises import exercise
 # %% ../../nbs/13b_answers_feedback.ipynb #dc168913
 import itertools
 from types import SimpleNamespace
-from ..feedback import ask_letters, comparison_record, ensemble, likelihood_contrast, position_bias
+from ..feedback import option_probs, comparison_record, ensemble, likelihood_contrast, position_bias
 from ..stats import accuracy, fit_temperature, wilson
 from ..judge import Judge
 
@@ -36,8 +36,8 @@ def _p_a(logp): return _sigmoid(logp[:, 0] - logp[:, 1])
     "the log-odds were averaged; the label is the mean of the two probabilities":
         lambda logp: _sigmoid((logp[0, 0] - logp[0, 1] + logp[1, 1] - logp[1, 0])/2)})
 def both_orders(logp):
-    "P(first response is better), by `ask_letters` of a model that says this"
-    return ask_letters(SimpleNamespace(choose=lambda *args, **settings: np.asarray(logp)), [["own"], ["exchanged"]])[0][0]
+    "P(first response is better), by `option_probs` of a model that says this"
+    return option_probs(SimpleNamespace(choose=lambda *args, **settings: np.asarray(logp)), [["own"], ["exchanged"]])[0][0]
 
 # %% ../../nbs/13b_answers_feedback.ipynb #cdb7a425
 def _label_inputs(rng):
@@ -74,7 +74,7 @@ def _letter_records(p_a):
         lambda p_a: ((p_a[:, 0] > .5) != (p_a[:, 1] > .5)).mean(),
     "that is how often it says A; a judge of letters may say B as often": lambda p_a: (p_a > .5).mean(),
     "only pairs with A twice were counted; B twice is the letter as well": lambda p_a: (p_a > .5).all(1).mean()})
-def letter_decides(p_a): return position_bias(_letter_records(p_a))["same_letter"]
+def letter_decides(p_a): return position_bias(_letter_records(p_a))["position_bias_share"]
 
 # %% ../../nbs/13b_answers_feedback.ipynb #925e166a
 def _contrast_inputs(rng):
@@ -192,7 +192,7 @@ def _loudest(parts, sign, n=3): return [np.argsort(-row*s)[:n].tolist() for row,
     "these spoke for the first response; where the label prefers the second, its reasons are those with a negative part":
         lambda d, shown, pull: _loudest(d @ shown.T*pull, (1, 1)),
     "the loudest on either side are here; a reason for a label has the label's sign": lambda d, shown, pull: _loudest(np.abs(d @ shown.T*pull), (1, 1)),
-    "likeness alone: what an exemplar adds is its likeness times its weight":
+    "jaccard alone: what an exemplar adds is its jaccard times its weight":
         lambda d, shown, pull: _loudest(d @ shown.T, np.sign(d @ (pull @ shown)))})
 def because(d, shown, pull):
     "Numbers of the three exemplars that weighed most for each label, by `Judge.label`"

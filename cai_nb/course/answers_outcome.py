@@ -23,7 +23,7 @@ import yaml
 from ..backends import ServerModel, option_row, token_row
 from ..constitution import rng
 from ..dialogue import Html, escape, visible
-from ..evaluation import agreement, prob_better
+from ..evaluation import agreement, pairwise_prob
 from ..measures import distinct
 from ..stats import bootstrap, paired_difference
 from .exercises import exercise
@@ -192,7 +192,7 @@ class _Asked:
     "the second answer is about b: turn it round before you average": lambda p, q: [(x + y)/2 for x, y in zip(p, q)],
     "that is one order only, with the judge's liking for the first place in it": lambda p, q: p,
     "the two are two opinions about one thing, to be averaged; a product is smaller than either": lambda p, q: [x*(1 - y) for x, y in zip(p, q)]})
-def judge_orders(a_first, b_first): return prob_better(_Asked(), range(len(a_first)), a_first, b_first)
+def judge_orders(a_first, b_first): return pairwise_prob(_Asked(), range(len(a_first)), a_first, b_first)
 
 # %% ../../nbs/13d_answers_outcome.ipynb #0b2b1081
 def _distinct_inputs(rng):

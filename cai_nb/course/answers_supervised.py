@@ -6,7 +6,7 @@
 __all__ = ['from_sharegpt', 'assistant_turns', 'chatml', 'both_texts', 'weighted_picks', 'principle_chances', 'keyed_draws',
            'fingerprint', 'rendezvous', 'tempered', 'option_probability', 'completion_logprob', 'pad_left',
            'long_options', 'sides', 'leaked', 'repaired', 'stratified', 'split_groups', 'trained_on',
-           'revision_request', 'likeness', 'best_revisions', 'shown_exemplars', 'learnt_labels', 'cut_off_labels',
+           'revision_request', 'jaccard', 'best_revisions', 'shown_exemplars', 'learnt_labels', 'cut_off_labels',
            'next_token_loss', 'batch_loss', 'inside_answer']
 
 # %% ../../nbs/13a_answers_supervised.ipynb #e13a0002
@@ -384,7 +384,7 @@ def _dealt(texts, label, share, who=min): return [_coin(who([t for t, k in zip(t
 
 @exercise("split_groups", "03_prompts", _chains, {
     "each text was dealt out by itself: nearly the same question stands on both sides": lambda texts, pairs, share: [_coin(t, share) for t in texts],
-    "likeness was not passed on: two texts that resemble a third one belong together":
+    "jaccard was not passed on: two texts that resemble a third one belong together":
         lambda texts, pairs, share: _dealt(texts, _labelled(texts, pairs, through=False), share),
     "two groups that a later pair joins stayed two: a pair can make one group out of two":
         lambda texts, pairs, share: [_coin(min(texts[i] for i in group), share) for group in _first_group(texts, pairs)],
@@ -447,15 +447,15 @@ def _grams(text, n=2):
 def _share(a, b): return len(a & b)/max(1, len(a | b))
 def _often(text): return Counter(zip(text.lower().split(), text.lower().split()[1:]))
 
-@exercise("likeness", "04_revision", _revised, {
+@exercise("jaccard", "04_revision", _revised, {
     "words were counted, not pairs: their order makes no difference then": lambda before, after: _share(_grams(before.lower(), 1), _grams(after.lower(), 1)),
     "divided by the first text's pairs alone: a text that swallows the other would count as unchanged":
         lambda before, after: len(_grams(before.lower()) & _grams(after.lower()))/len(_grams(before)),
     "a pair was counted as often as it comes: an answer that repeats itself would look less like itself":
         lambda before, after: (_often(before) & _often(after)).total()/(_often(before) | _often(after)).total(),
     "capitals make a difference: compare in lower case": lambda before, after: _share(_grams(before), _grams(after)),
-    "that is how much changed: the share in common was asked for": lambda before, after: 1 - likeness(before, after)})
-def likeness(before, after): return _share(_grams(before.lower()), _grams(after.lower()))
+    "that is how much changed: the share in common was asked for": lambda before, after: 1 - jaccard(before, after)})
+def jaccard(before, after): return _share(_grams(before.lower()), _grams(after.lower()))
 
 # %% ../../nbs/13a_answers_supervised.ipynb #b8dc9a7f
 def _candidates(g):

@@ -149,7 +149,7 @@ def named(error):
     if isinstance(error, CaiError): return visible(error)
     if isinstance(error, KeyboardInterrupt): return "Stopped. Press again to begin anew."
     if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
-        return "Memory ran out: shut down other kernels (menu Kernel) or close other programs, then press again."
+        return "PrefixCache ran out: shut down other kernels (menu Kernel) or close other programs, then press again."
     return f"Unexpected {type(error).__name__}: {visible(error)[:300]}. Press again; if it comes back, restart the kernel."
 
 @contextmanager
@@ -343,15 +343,15 @@ def find_run(folder):
 def run_models(run,              # a `Run`
                tell=lambda text: None):  # is told what is loaded next
     "({title: LanguageModel}, {title: what to do}): the policies that a run has, and the ones that it has not yet"
-    from cai_nb.artifacts import model_of
-    from cai_nb.run import POLICIES, RunError, parts_of
+    from cai_nb.artifacts import get_model
+    from cai_nb.run import POLICIES, RunError, checkpoint_paths
     from cai_nb.report import TITLES
     models, missing = {}, {}
     for which in POLICIES:
-        try: parts_of(run, which)
+        try: checkpoint_paths(run, which)
         except RunError as error: missing[TITLES[which]] = visible(error); continue
         tell(f"loading {TITLES[which]}")
-        models[TITLES[which]] = model_of(run, which, here=True)
+        models[TITLES[which]] = get_model(run, which, local=True)
     return models, missing
 
 def talk_html(turns, missing=None):  # [(question, {title: answer})]; {title: what to do}

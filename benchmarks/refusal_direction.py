@@ -1,6 +1,6 @@
 """Is the wish to decline a harmful question another wish than that to decline a harmless one?
 
-    python benchmarks/one_wish.py RUN [RUN ...] [--json OUT]
+    python benchmarks/refusal_direction.py RUN [RUN ...] [--json OUT]
 
 For openings of an answer: the gradient of SL-CAI's mean log-probability of the opening, by the adapter that PPO would train, after
 red-team prompts, plain ones, and harmless ones that look harmful; and the cosine between two of these. Red-team prompts
@@ -18,7 +18,7 @@ from bench import arguments, show, write
 from cai_nb.dialogue import CaiError, progress
 from cai_nb.model import lora_config
 from cai_nb.artifacts import load_model, rl_prompts
-from cai_nb.run import Run, parts_of
+from cai_nb.run import Run, checkpoint_paths
 from cai_nb.ppo import collate
 from cai_nb.ppo_model import prepare_policy
 from cai_nb.recipe import load_recipe
@@ -46,9 +46,9 @@ def gradient(model, tokenizer, prompts, opening):
 def rows_of(run):
     "A row for each opening"
     recipe = run.recipe
-    lm = load_model(recipe, *parts_of(run, "sl-cai"))
+    lm = load_model(recipe, *checkpoint_paths(run, "sl-cai"))
     torch.manual_seed(recipe.seed)
-    adapter = lora_config(lm.model.config.num_hidden_layers, recipe.ppo.lora_rank or 16, recipe.ppo.lora_share)
+    adapter = lora_config(lm.model.config.num_hidden_layers, recipe.ppo.lora_rank or 16, recipe.ppo.lora_layer_fraction)
     model, _, tokenizer = prepare_policy(lm, peft_config=adapter)
     prompts = rl_prompts(run)
     draw, groups = np.random.default_rng(recipe.seed), {}
@@ -79,4 +79,4 @@ if __name__ == "__main__":
     try:
         main()
     except CaiError as e:
-        sys.exit(f"one_wish: {e}")
+        sys.exit(f"refusal_direction: {e}")
