@@ -175,8 +175,8 @@ def _pieces_inputs(rng):
     "those are the pieces of all devices together: one device has its share alone":
         lambda batch, size, most: (d := largest_divisor(batch//size, most), batch//d),
     "one sequence at a time is always possible and always slow; take as many as fit": lambda batch, size, most: (1, batch//size)})
-def batch_pieces(batch, size, at_once):
-    piece = largest_divisor(batch//size, at_once)
+def batch_pieces(batch, size, micro_batch_size):
+    piece = largest_divisor(batch//size, micro_batch_size)
     return piece, batch//size//piece
 
 # %% ../../nbs/13d_answers_outcome.ipynb #4e0c98df
@@ -612,7 +612,7 @@ def heavy_imports(source, heavy): return [h for h in heavy if h in _roots(_outsi
 
 # %% ../../nbs/13d_answers_outcome.ipynb #75565fc0
 def _sheet_inputs(rng):
-    models = ["start", "sl-cai", "rl-cai"]
+    models = ["initial", "sl-cai", "rl-cai"]
     answers = [{m: f"{word} {int(rng.integers(100))}" for m, word in zip(models, ("Sure:", "No, since", "Better:"))} for _ in range(4)]
     orders = [[models[i] for i in p] for p in ([0, 1, 2], [2, 0, 1], [1, 2, 0], rng.permutation(3).tolist())]
     return answers, [orders[i] for i in rng.permutation(4)]
