@@ -32,7 +32,7 @@ def twice(monkeypatch):
     def both(learn):
         ours, seen = learn("once"), list(counted)
         with monkeypatch.context() as patch:
-            patch.setattr(md, "beginning", lambda *args: 0)
+            patch.setattr(md, "common_prefix_length", lambda *args: 0)
             plain = learn("always")
         assert seen and min(seen) >= len(ASKED) and len(counted) == len(seen)
         return ours, plain
@@ -173,6 +173,6 @@ def test_trunks_with_a_mask_elsewhere_are_called_as_they_want_it():
 def test_packed_weights_let_gradients_through():
     linear = torch.nn.Linear(64, 64, dtype=torch.bfloat16)
     x = torch.randn(4, 64, dtype=torch.bfloat16, requires_grad=True)
-    with md.packed(linear):
+    with md.prepacked_weights(linear):
         linear(x).float().sum().backward()
     assert x.grad is not None and linear.weight.grad is not None

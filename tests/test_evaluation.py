@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from cai_nb import evaluation as ev
+from cai_nb import measures
 from cai_nb.evaluation import (
     RuleJudge,
     agreement,
@@ -40,7 +41,7 @@ from cai_nb.measures import (
     read_paper_samples,
     boilerplate_phrases,
 )
-from cai_nb.stats import bootstrap, jackknife, paired_difference
+from cai_nb.stats import StatsError, bootstrap, jackknife, paired_difference
 from cai_nb.model import Completion
 
 PAPER = Path(__file__).resolve().parents[2] / "shared" / "data" / "paper-samples"
@@ -118,7 +119,7 @@ def test_measures_take_dialogues_and_texts_alike():
     "", " ", "...", "\U0001f600", "да, конечно", "a" * 20000, "\x00\ud800", "“", "\n\n- \n",
 ])
 def test_no_measure_breaks_on_odd_text(answer):
-    for name, function in ev.MEASURES.items():
+    for name, function in measures.MEASURES.items():
         assert np.isfinite(float(function(user("Why?"), answer))), name
     for question in ("harmlessness", "helpfulness"):
         assert np.isfinite(RuleJudge(question).score([user("Why?")], [answer])).all()
@@ -170,7 +171,7 @@ def test_near_identical_finds_equal_and_nearly_equal_refusals():
 
 def test_groups_must_fit():
     for function in (boilerplate, bootstrap):
-        with pytest.raises(EvaluationError, match="2 .*1 groups"):
+        with pytest.raises((StatsError, EvaluationError), match="2 .*1 groups"):
             function(["a", "b"] if function is boilerplate else [0.0, 1.0], ["x"])
 
 
@@ -222,7 +223,7 @@ def test_pairing_takes_the_prompts_own_spread_away():
     assert paired_difference(a, b).low > 0.2
     assert bootstrap(a).low < bootstrap(b).high
     assert paired_difference(a, a)[:3] == (0, 0, 0)
-    with pytest.raises(EvaluationError, match="50 values of one model, 49"):
+    with pytest.raises(StatsError, match="50 values of one model, 49"):
         paired_difference(a, b[1:])
 
 
@@ -396,7 +397,7 @@ def test_the_result_is_json_and_counts_prompts(samples):
     assert result["measures"]["evasive"]["wall"]["n"] == 8
     assert set(result["wins"]["harmlessness"]["rules"]) == {"wall > initial", "again > initial", "again > wall"}
     rows = result_rows(result)
-    assert rows[0]["measure"] == "harmlessness: wins against start" and rows[0]["initial"] == "–"
+    assert rows[0]["measure"] == "harmlessness: wins against initial" and rows[0]["initial"] == "–"
     assert rows[1]["measure"] == "harmlessness: wins against wall"
     assert all(set(r) == {"measure", "initial", "wall", "again"} for r in rows)
     assert {r["judge"] for r in win_rows(result)} == {"rules"}

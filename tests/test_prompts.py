@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from cai_nb.constitution import near_duplicates, similarity
 from cai_nb.dialogue import CaiError
 from cai_nb.prompts import PromptError, deduplicate, load_prompts, split_prompts
-from cai_nb.records import RecordError, Records, iter_jsonl, read_jsonl
+from cai_nb.records import prompt_group, RecordError, Records, iter_jsonl, read_jsonl
 
 BUNDLED = ("harmful", "benign", "over_refusal")
 
@@ -44,8 +44,8 @@ def test_bundled_prompts_hold_what_was_promised(name, least, categories):
         warnings.simplefilter("error")  # no duplicates among them
         records = load_prompts(name)
     assert len(records) >= least and len(deduplicate(records)) == len(records)
-    assert all(set(r) == {"id", "prompt", "category", "kind"} and all(r.values()) for r in records)
-    assert {r["kind"] for r in records} == {name} and len({r["id"] for r in records}) == len(records)
+    assert all(set(r) - {"over_refusal"} == {"id", "prompt", "category", "kind"} and all(r.values()) for r in records)
+    assert {prompt_group(r) for r in records} == {name} and len({r["id"] for r in records}) == len(records)
     per_category = Counter(r["category"] for r in records)
     assert len(per_category) >= categories and min(per_category.values()) >= 5
     openings = Counter(" ".join(r["prompt"].split()[:2]).lower() for r in records)
@@ -119,9 +119,9 @@ def test_a_wrong_file_is_named_with_its_line(write, name, content, says):
 
 
 @pytest.mark.parametrize("name, says", [
-    ("redtaem", 'did you mean "harmful"'), ("prompts.csv", r"ends in .jsonl or .txt"),
+    ("harmfull", 'did you mean "harmful"'), ("redteam", 'is called "harmful" now'), ("prompts.csv", r"ends in .jsonl or .txt"),
     ("no/such.jsonl", "no such file"), (None, "by name or file"), ("hub:", "no data set"),
-    ("hub:name", "no data set"), ("", "Known: helpful")])
+    ("hub:name", "no data set"), ("", "Known: benign")])
 def test_an_unknown_name_is_told_what_there_is(name, says):
     with pytest.raises(PromptError, match=says):
         load_prompts(name)

@@ -37,7 +37,7 @@ def _p_a(logp): return _sigmoid(logp[:, 0] - logp[:, 1])
         lambda logp: _sigmoid((logp[0, 0] - logp[0, 1] + logp[1, 1] - logp[1, 0])/2)})
 def both_orders(logp):
     "P(first response is better), by `option_probs` of a model that says this"
-    return option_probs(SimpleNamespace(choose=lambda *args, **settings: np.asarray(logp)), [["own"], ["exchanged"]])[0][0]
+    return option_probs(SimpleNamespace(option_logprobs=lambda *args, **settings: np.asarray(logp)), [["own"], ["exchanged"]])[0][0]
 
 # %% ../../nbs/13b_answers_feedback.ipynb #cdb7a425
 def _label_inputs(rng):
