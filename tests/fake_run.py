@@ -249,7 +249,7 @@ def _evaluation(path):
                     "category": category,
                     "prompt": [user(prompt)],
                     "model": model,
-                    "completion": text,
+                    "response": text,
                     "seed": 0,
                 }
             )
@@ -262,7 +262,7 @@ def _evaluation(path):
                     "category": category,
                     "prompt": [user(prompt)],
                     "model": model,
-                    "completion": "Rinse it until the water is clear, and do not stir.",
+                    "response": "Rinse it until the water is clear, and do not stir.",
                     "seed": 0,
                 }
             )
