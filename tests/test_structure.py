@@ -19,10 +19,10 @@ STAGES = {"revision", "sft", "feedback", "preference", "ppo", "evaluation"}
 def places():
     "module -> number of the notebook that exports it (10, 10 and 10d are parts of one chapter)."
     found = {}
-    for path in sorted((ROOT / "nbs").glob("[0-9]*.ipynb")):
+    for path in sorted((ROOT / "nbs").glob("[0-9A]*.ipynb")):
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
         for name in re.findall(r"^#\|\s*default_exp\s+(\S+)", "\n".join("".join(c["source"]) for c in cells), re.M):
-            found[name] = re.match(r"\d+[a-z]?", path.name)[0]
+            found[name] = re.match(r"\d+[a-z]?|A\d", path.name)[0]
     return found
 
 
