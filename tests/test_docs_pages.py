@@ -21,7 +21,7 @@ import pages  # noqa: E402
 PAGES = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
 OWN = ("instructor", "glossary", "further-reading", "architecture", "model-card", "data-card", "colab")
 LINK = re.compile(r"!?\[(?:[^\[\]]|\[[^\]]*\])*\]\(([^)\s]+)(?: \"[^\"]*\")?\)")
-VERSION = re.search(r'"(.+)"', (ROOT / "cai_nb" / "__init__.py").read_text(encoding="utf-8"))[1]
+VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "cai_nb" / "__init__.py").read_text(encoding="utf-8"))[1]
 
 
 def text_of(path):
@@ -161,7 +161,7 @@ def test_measured_figures_of_the_model_card_are_those_of_the_kept_run():
     assert f"from {critic['curve'][0]['loss']:.2f} to {critic['curve'][-1]['loss']:.2f} nats" in card
     labels = json.loads(text_of(run / "3-feedback.json"))["accuracy"]
     judges = json.loads(text_of(run / "evaluation.json"))["judges"]
-    for row in (*labels.values(), judges["probe (harmlessness)"], judges["probe (helpfulness)"], judges["checks (harmlessness)"]):
+    for row in (*labels.values(), judges["probe (harmlessness)"], judges["probe (helpfulness)"], judges["rules (harmlessness)"]):
         assert f"{row['accuracy']:.2f} [{row['low']:.2f}, {row['high']:.2f}] of {row['n']}" in card
     preference = json.loads(text_of(run / "4-preference.json"))
     assert f"{preference['agreement']:.2f} [{preference['low']:.2f}, {preference['high']:.2f}] of {preference['n']}" in card
@@ -184,8 +184,8 @@ def test_settings_that_the_pages_tell_to_type_are_known():
 
 def test_what_contributing_names_exists():
     text = text_of(ROOT / "CONTRIBUTING.md")
-    code = "\n".join(text_of(p) for p in [*(ROOT / "cai_nb").glob("*.py"), *(ROOT / "tests").glob("*.py"), *(ROOT / "benchmarks").glob("*.py")])
-    defined = {node.name for p in [*(ROOT / "cai_nb").glob("*.py"), *(ROOT / "tests").glob("*.py"), *(ROOT / "benchmarks").glob("*.py")]
+    code = "\n".join(text_of(p) for p in [*(ROOT / "cai_nb").rglob("*.py"), *(ROOT / "tests").glob("*.py"), *(ROOT / "benchmarks").glob("*.py")])
+    defined = {node.name for p in [*(ROOT / "cai_nb").rglob("*.py"), *(ROOT / "tests").glob("*.py"), *(ROOT / "benchmarks").glob("*.py")]
                for node in ast.walk(ast.parse(text_of(p))) if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
     recipes = text[text.index("## Recipes for common changes"):text.index("## A new requirement")]
     tests = set(re.findall(r"`(test_\w+)`", recipes))
@@ -235,11 +235,11 @@ def test_issues_may_also_be_written_without_a_form():
 
 
 def test_binders_scripts_are_scripts():
-    for name in ("postBuild", "initial"):
+    for name in ("postBuild", "start"):
         path = ROOT / "binder" / name
         assert text_of(path).startswith("#!/usr/bin/env bash\n")
         assert subprocess.run(["bash", "-n", str(path)], capture_output=True).returncode == 0
-    start = subprocess.run(["bash", str(ROOT / "binder" / "initial"), "printenv", "CAI_NB_SMOKE"], capture_output=True, text=True)
+    start = subprocess.run(["bash", str(ROOT / "binder" / "start"), "printenv", "CAI_NB_SMOKE"], capture_output=True, text=True)
     assert start.stdout == "1\n"
     oldest = re.search(r'requires-python = ">=(3\.\d+)"', text_of(ROOT / "pyproject.toml"))[1]
     assert text_of(ROOT / "binder" / "runtime.txt").strip() == f"python-{oldest}"

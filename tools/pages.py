@@ -100,7 +100,7 @@ def minutes(text):
 def times():
     "{notebook's number: {file, title, read, run, words, exercises: [(difficulty, minutes)]}} as the notebooks state it; None: not stated."
     found = {}
-    for path in sorted((ROOT / "nbs").glob("[0-9]*.ipynb")):
+    for path in sorted((ROOT / "nbs").glob("[0-9A]*.ipynb")):
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
         texts = ["".join(c["source"]) for c in cells if c["cell_type"] == "markdown"]
         opening = " ".join(" ".join(texts[:3]).split())
