@@ -119,14 +119,14 @@ def times():
 
 
 ROUTES = {  # (notebook, difficulties of the exercises done)
-    "half-day": [("01", ()), ("04", ("easy",)), ("06", ("easy", "medium")), ("07", ()), ("09", ())],
+    "half-day": [("01", ()), ("04", ("easy",)), ("06", ("easy", "medium")), ("07", ()), ("09", ()), ("09a", ())],
     "day-1": [("00", ()), ("01", ()), ("02", ("easy", "medium")), ("03", ()), ("04", ("easy", "medium")), ("05", ("easy",)), ("06", ("medium",))],
-    "day-2": [("06a", ("medium",)), ("07", ()), ("08", ("easy", "medium")), ("08b", ("easy",)), ("09", ("easy",)), ("11", ("easy",))],
+    "day-2": [("06a", ("medium",)), ("07", ()), ("08", ("easy", "medium")), ("08b", ("easy",)), ("09", ("easy",)), ("09a", ("easy",)), ("11", ("easy",))],
     "week-1": [("00", ("easy", "medium")), ("01", ("easy", "medium")), ("02", ("easy", "medium")), ("03", ("easy",))],
     "week-2": [("04", ("easy", "medium", "hard")), ("05", ("easy", "medium", "hard"))],
     "week-3": [("06", ("easy", "medium")), ("06a", ("medium", "hard")), ("07", ("easy", "medium", "hard"))],
     "week-4": [("08", ("easy", "medium")), ("08b", ("easy", "medium", "hard")), ("10", ("easy",)), ("10", ("easy",))],
-    "week-5": [("09", ("easy", "medium", "hard")), ("10f", ()), ("11", ("easy", "medium")), ("12", ())],
+    "week-5": [("09", ("easy", "medium")), ("09a", ("easy", "medium", "hard")), ("10f", ()), ("11", ("easy", "medium")), ("12", ())],
 }
 
 
