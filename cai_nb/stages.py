@@ -29,7 +29,7 @@ from cai_nb.artifacts import (
 )
 from .dialogue import CaiError
 from .plan import plan
-from .records import KINDS
+from .records import KINDS, read_json, write_json, write_text
 from cai_nb.run import (
     POLICIES,
     Run,
@@ -40,9 +40,7 @@ from cai_nb.run import (
     locked,
     open_run,
     checkpoint_paths,
-    read_json,
     run_stage,
-    write_json,
 )
 
 # %% ../nbs/10e_stages.ipynb #1c9720c4
@@ -157,9 +155,7 @@ def save_metrics(folder, metrics, **counts):
     metrics = dict(metrics)
     log = metrics.pop("curve", None) or metrics.pop("log", None) or []
     write_json(folder / "metrics.json", metrics)
-    half = folder / "log.jsonl.part"
-    half.write_text("".join(json.dumps(row) + "\n" for row in log), encoding="utf-8")
-    half.replace(folder / "log.jsonl")
+    write_text(folder / "log.jsonl", "".join(json.dumps(row) + "\n" for row in log))
     return {**counts, **{k: metrics[k] for k in ("examples", "dropped", "steps") if k in metrics}}
 
 # %% ../nbs/10e_stages.ipynb #3ca4790c

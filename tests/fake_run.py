@@ -81,13 +81,14 @@ def revisions(n=40):
             "prompt": [user(prompt)],
             "completion": [said(revision)],
             "steps": [
-                {"text": response, "critique": None, "principle": None, "flags": []},
-                {"text": revision, "critique": critique, "principle": "harmful-acts", "flags": unchanged},
+                {"text": response, "critique": None, "principle": None, "flags": [], "exemplars": []},
+                {"text": revision, "critique": critique, "principle": "harmful-acts", "flags": unchanged, "exemplars": []},
                 {
                     "text": revision + (" Shall I?" if i % 3 else ""),
                     "critique": "It could offer more.",
                     "principle": "thoughtful",
                     "flags": [],
+                    "exemplars": [],
                 },
             ],
             "constitution": "0123456789ab",

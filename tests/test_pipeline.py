@@ -18,6 +18,7 @@ from types import SimpleNamespace
 import fake_run
 import pytest
 import yaml
+from test_records import check_run
 from tiny import tiny_folder
 
 from cai_nb import artifacts, run as run_, stages
@@ -629,6 +630,7 @@ def test_all_stages_run_with_a_tiny_model(half, tmp_path, capsys):
     run = stages.run_recipe(recipe, tmp_path / "run", note=lines.append)
     assert sum("done already" in line for line in lines) == 4
     assert all(run.done(s.name) for s in run.steps)
+    check_run(run.folder)  # every record is what its type says
     result = run_.read_json(run.path("evaluation") / "metrics.json")
     assert all(result["measures"]["perplexity"][m]["mean"] > 1 for m in run_.POLICIES) and result["elo"]["harmlessness"]
     page = (tmp_path / "run" / "report.html").read_text()
