@@ -42,7 +42,7 @@ def _answer_twice(model, todo, tries: int, **sampling):
         twice = [as_messages(open_[i]["prompt"]) for i in ids for _ in range(2)]
         said = model.sample(twice, keys=keys, desc="pairs", **sampling)
         for i, a, b in zip(ids, said[::2], said[1::2]):
-            if a.complete_sentences and b.complete_sentences and not same_text(a.complete_sentences, b.whole): found[i] = a, b
+            if a.complete_sentences and b.complete_sentences and not same_text(a.complete_sentences, b.complete_sentences): found[i] = a, b
     return found
 
 # %% ../nbs/06_feedback.ipynb #406304c7

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from .dialogue import CaiError, render
 from .judge import kind_of
-from .model import for_batches, in_four_bits, load_pretrained, lora_config, prepacked_weights, per_process, cache_frozen_activations, trainer_defaults
+from .model import for_batches, in_four_bits, load_pretrained, lora_config, prepacked_weights, per_process, cache_frozen_activations, same_model, trainer_defaults
 
 # %% ../nbs/07_preference.ipynb #fe3849aa
 from trl import RewardConfig, RewardTrainer
@@ -106,13 +106,15 @@ def sequence_classifier(name: str = "default", adapter=None, dtype=None, device=
     causal, tokenizer, ident = load_pretrained(name, adapter=adapter, dtype=dtype, device=device)
     config = copy.deepcopy(causal.config)
     config.id2label, config.label2id = dict(enumerate(heads)), {h: i for i, h in enumerate(heads)}  # sets num_labels
-    config.pad_token_id = tokenizer.pad_token_id
-    with torch.device("meta"): model = AutoModelForSequenceClassification.from_config(config)
+    config.pad_token_id = config.get_text_config().pad_token_id = tokenizer.pad_token_id
+    try:
+        with torch.device("meta"): model = AutoModelForSequenceClassification.from_config(config)
+    except ValueError: model = None
     if not hasattr(model, "score"):
-        raise PreferenceError(f"{name}: models of the type {config.model_type} have no score head that we know; "
-                              "take a Llama-like model.")
+        raise PreferenceError(f"{name}: transformers has no classifier with a score head for models of the type {config.model_type}; "
+                              "take another model for this stage, such as Llama, Qwen, Gemma or Mistral.")
     setattr(model, model.base_model_prefix, getattr(causal, causal.base_model_prefix))
-    model.score = ScoreHead(config.hidden_size, len(heads)).to(causal.device)
+    model.score = ScoreHead(config.get_text_config().hidden_size, len(heads)).to(causal.device)
     return model.eval(), tokenizer, ident
 
 # %% ../nbs/07_preference.ipynb #8a32f27a
@@ -159,14 +161,14 @@ class PreferenceModel:
         def pick(ids, mask, last):
             states = trunk(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
             return states[torch.arange(len(last), device=last.device), last]
-        return self._forward(rows, pick, self.model.config.hidden_size, batch_size, "reading")
+        return self._forward(rows, pick, self.model.config.get_text_config().hidden_size, batch_size, "reading")
     def logits(self, dialogues, kinds=None, batch_size: int = 32) -> np.ndarray:
         "`(N,)` raw scores: differences are log-odds"
         for i, d in enumerate(dialogues):
             if not d or d[-1]["role"] != "assistant":
                 raise PreferenceError(f"dialogue {i} does not end with the assistant's answer: nothing to score.")
         columns, rows = self.columns(len(dialogues), kinds), [encode_dialogue(d, self.tokenizer) for d in dialogues]
-        limit = getattr(self.model.config, "max_position_embeddings", None) or 1 << 30
+        limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or 1 << 30
         for i, r in enumerate(rows):
             if len(r) > limit:
                 raise PreferenceError(f"dialogue {i} has {len(r)} tokens, the context is {limit}: leave it out.")
@@ -274,8 +276,7 @@ def train_preference_model(model_name: str,   # default, folder or hub id
         raise PreferenceError(f"none of {len(rows) + dropped} comparisons can be trained on: {dropped} are longer than "
                               f"max_length={s.max_length} tokens.")
     if s.four_bit: in_four_bits(model)
-    depth = model.config.num_hidden_layers
-    lora = s.lora_rank and lora_config(depth, s.lora_rank, s.lora_layer_fraction, task="SEQ_CLS", modules_to_save=["score"])
+    lora = s.lora_rank and lora_config(model, s.lora_rank, s.lora_layer_fraction, task="SEQ_CLS", modules_to_save=["score"])
     steps = int(-(-len(train)//(s.batch_size*s.accumulation))*s.epochs)
     args = RewardConfig(output_dir=str(out), per_device_train_batch_size=per_process(s.batch_size), num_train_epochs=s.epochs,
                         gradient_accumulation_steps=s.accumulation, learning_rate=s.learning_rate,
@@ -363,7 +364,7 @@ def load(cls: PreferenceModel, path, dtype=None, device=None):
     if about["lora"]:
         adapters = [path/a for a in about["adapters"]]
         model, tokenizer, ident = sequence_classifier(about["base"], [a.resolve() for a in adapters], "float32", device, heads)
-        if ident != about["model"]:
+        if not same_model(ident, about["model"]):
             raise PreferenceError(f"{path} was trained on {about['model']}, but {about['base']} is now {ident}; "
                                   "restore that model or train again.")
         model = PeftModel.from_pretrained(model, str(path)).merge_and_unload()
@@ -381,7 +382,7 @@ def export(self: PreferenceModel, folder):
     import transformers
     model = copy.deepcopy(self.model).float()
     model.config.architectures = [type(model).__name__]
-    head = nn.Linear(model.config.hidden_size, len(self.heads), bias=False)
+    head = nn.Linear(model.config.get_text_config().hidden_size, len(self.heads), bias=False)
     std = torch.tensor(self.std, dtype=torch.float32)[:, None]
     head.weight.data = model.score.weight.data.float()/std  # the mean is the same for all: it has no place in a head without bias
     model.score = head

@@ -7,13 +7,14 @@ __all__ = ['WARMUP', 'TrainingError', 'sft_examples', 'encode_example', 'SFTSett
            'enable_padding_free', 'CompletionTrainer', 'training_rows', 'finetune', 'card', 'warm_up']
 
 # %% ../nbs/05_sft.ipynb #fe5ed98b
-import functools, json, time
+import json, time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 import torch
 from trl import SFTConfig, SFTTrainer
 from .dialogue import CaiError, assistant, defuse, render
-from .model import in_four_bits, load_pretrained, lora_config, per_process, token_logprobs, trainer_defaults
+from .model import extend_forward, in_four_bits, load_pretrained, lora_config, output_head, per_process
+from .model import token_logprobs, trainer_defaults, trunk_states
 
 # %% ../nbs/05_sft.ipynb #b301faae
 class TrainingError(CaiError):
@@ -69,17 +70,20 @@ class SFTSettings:
     seed: int = 0
 
 # %% ../nbs/05_sft.ipynb #21aba140
+def _completion_logprobs(model, input_ids, labels, position_ids=None, **_):
+    "`(N,)` log-probabilities of the tokens that have a label"
+    following = labels[:, 1:]  # padding is on the right, where a causal model never looks: no attention mask is needed
+    positions = {} if position_ids is None else {"position_ids": position_ids}
+    hidden = trunk_states(model, input_ids, **positions)[:, :-1][following >= 0]
+    return token_logprobs(hidden, output_head(model), following[following >= 0])
+
 def add_completion_logprob_forward(model):
-    "Gives a causal language model a second way through `forward`, opened by `completion_only`: `(N,)` log-probabilities of the tokens that have a label; in place"
-    plain = model.forward
-    @functools.wraps(plain)
-    def forward(input_ids=None, labels=None, completion_only=False, **kwargs):
-        if not completion_only: return plain(input_ids=input_ids, labels=labels, **kwargs)
-        coming = labels[:, 1:]  # padding stands on the right, where a causal model never looks: no attention mask is needed
-        places = {"position_ids": kwargs["position_ids"]} if kwargs.get("position_ids") is not None else {}
-        hidden = model.base_model(input_ids=input_ids, **places, use_cache=False).last_hidden_state[:, :-1][coming >= 0]
-        return token_logprobs(hidden, model.get_output_embeddings(), coming[coming >= 0])
-    model.forward = forward
+    """Let a causal language model's `forward` give the log-probabilities `(N,)` of the tokens that have a label, in place
+
+    `completion_only=True` asks for them. `ModelError` where its logits are more than its head, see `output_head`.
+    """
+    output_head(model)
+    extend_forward(model, "completion_only", _completion_logprobs)
 
 def enable_padding_free(model, wanted: bool | None = None) -> bool:
     "Whether a batch's examples go in as one row; where flash attention is at hand the model takes it, and None means yes"
@@ -92,8 +96,8 @@ class CompletionTrainer(SFTTrainer):
     "TRL's trainer; on a CPU with the same loss for less work"
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        model = self.model
-        if self.args.use_cpu: add_completion_logprob_forward(model.get_base_model() if hasattr(model, "get_base_model") else model)
+        model = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+        add_completion_logprob_forward(model)  # on a GPU as well: TRL's loss takes the logits from the head, too
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         if not self.args.use_cpu or return_outputs: return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         logprobs = model(input_ids=inputs["input_ids"], labels=inputs["labels"], position_ids=inputs.get("position_ids"), completion_only=True)
@@ -119,7 +123,7 @@ def finetune(model_name: str,     # default, folder or hub id
     from transformers import PrinterCallback
     model, tokenizer, ident = load_pretrained(model_name, adapter=adapter, dtype=None if settings.lora_rank else "float32")
     rows, dropped = training_rows(examples, tokenizer, settings.max_length)
-    peft_config = lora_config(model.config.num_hidden_layers, settings.lora_rank, settings.lora_layer_fraction) if settings.lora_rank else None
+    peft_config = lora_config(model, settings.lora_rank, settings.lora_layer_fraction) if settings.lora_rank else None
     if settings.four_bit: in_four_bits(model)
     steps = -(-len(rows)//(settings.batch_size*settings.accumulation))*settings.epochs
     args = SFTConfig(output_dir=str(out), per_device_train_batch_size=per_process(settings.batch_size),

@@ -32,7 +32,7 @@ def twice(monkeypatch):
     def both(learn):
         ours, seen = learn("once"), list(counted)
         with monkeypatch.context() as patch:
-            patch.setattr(md, "beginning", lambda *args: 0)
+            patch.setattr(md, "common_prefix_length", lambda *args: 0)
             plain = learn("always")
         assert seen and min(seen) >= len(ASKED) and len(counted) == len(seen)
         return ours, plain
@@ -129,8 +129,9 @@ def test_ppo_learns_the_same(folder, tmp_path, twice, again):
         more = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}} if again else {}
         args = ppo.PPOConfig(str(tmp_path / name), rollouts=2, per_device_train_batch_size=4, num_mini_batches=2, max_completion_length=6,
                              learning_rate=1e-2, report_to=[], use_cpu=True, bf16=False, save_strategy="no", disable_tqdm=True, **more)
-        run = ppo.PPOTrainer(md.LanguageModel.load(folder, dtype="float32"), lambda prompts, completions, **_: [len(c) for c in completions],
-                             args, prompts, peft_config=md.lora_config(4, 4, 0.5))
+        lm = md.LanguageModel.load(folder, dtype="float32")
+        run = ppo.PPOTrainer(lm, lambda prompts, completions, **_: [len(c) for c in completions],
+                             args, prompts, peft_config=md.lora_config(lm.model, 4, 0.5))
         before = parameters(run)
         ppo.policy_loss = spy
         try:
@@ -173,6 +174,6 @@ def test_trunks_with_a_mask_elsewhere_are_called_as_they_want_it():
 def test_packed_weights_let_gradients_through():
     linear = torch.nn.Linear(64, 64, dtype=torch.bfloat16)
     x = torch.randn(4, 64, dtype=torch.bfloat16, requires_grad=True)
-    with md.packed(linear):
+    with md.prepacked_weights(linear):
         linear(x).float().sum().backward()
     assert x.grad is not None and linear.weight.grad is not None
