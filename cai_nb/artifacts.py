@@ -113,13 +113,13 @@ def critic_adapter(name, recipe, note, out=None, again=False):
     "Folder of the warm-up adapter that fits model and constitution: bundled, in the cache, or made now"
     from cai_nb.constitution import Constitution
     from cai_nb.dialogue import data_path
-    from cai_nb.model import cache_dir
+    from cai_nb.model import cache_dir, model_id
 
     wanted = set(recipe.constitution.harmful_prompts) | set(recipe.constitution.benign_prompts)
     bundled = {path.stem for path in data_path("constitutions").glob("*.yaml")}
     several = [Constitution.load(n) for n in sorted(bundled if wanted <= bundled else wanted)]
     marks = {c.name: exemplars_fingerprint(c) for c in several}
-    key = hashlib.sha256(json.dumps([name, marks], sort_keys=True).encode()).hexdigest()[:12]
+    key = hashlib.sha256(json.dumps([name if name == "default" else model_id(name), marks], sort_keys=True).encode()).hexdigest()[:12]
     cached = cache_dir() / "critics" / key
     if not again and name == "default" and wanted <= bundled and (shipped := shipped_critic()):
         known = (read_json(shipped / "metrics.json") or {}).get("constitutions", {})
@@ -212,6 +212,8 @@ def load_for_sampling(recipe, name, adapters=()):
 
 def get_model(run, which, local=False):
     "The `LanguageModel` of a policy or of the critic, loaded once a stage; `local`: with weights that can be looked into"
+    from cai_nb.model import same_model
+
     local = local or run.recipe.model.engine == "transformers"
     key = which if not local else f"{which}, local"
     if key not in run.cache:
@@ -221,11 +223,10 @@ def get_model(run, which, local=False):
         server = parts[0].startswith("server:")
         run.cache[key] = (load_model if local and not server else load_for_sampling)(run.recipe, *parts)
         known = (read_json(run.folder / "facts.json") or {}).get("model")
-        if which == "initial" and known not in (None, run.cache[key].id):
+        if which == "initial" and known and not same_model(known, run.cache[key].id):
             raise RunError(f"{run.folder} was begun with the model {known}, and {run.recipe.model.name} is now "
                            f"{run.cache[key].id}; restore that model or give another folder with --out")
     return run.cache[key]
-
 
 # %% ../nbs/10c_artifacts.ipynb #92c87384
 JUDGE_LAYERS = (22, 30)  # that the evaluation's judge reads, of the default model's 30; the labelling judge reads others
@@ -273,7 +274,7 @@ def texts_fingerprint(pairs):
 # %% ../nbs/10c_artifacts.ipynb #fb5f7172
 def layers_of(lm, layers, depth=30):
     "Layers chosen for the default model's 30, at the same heights of another model"
-    own = lm.model.config.num_hidden_layers
+    own = lm.model.config.get_text_config().num_hidden_layers
     return tuple(sorted({max(1, round(layer * own / depth)) for layer in layers}))
 
 # %% ../nbs/10c_artifacts.ipynb #92c87385

@@ -373,7 +373,7 @@ def train_by_ppo(recipe, parts, prompts, reward, folder):
     lm = load_model(recipe, *parts, dtype=None if o.lora_rank else "float32")
     if recipe.model.four_bit:
         in_four_bits(lm.model)
-    adapter = lora_config(lm.model.config.num_hidden_layers, o.lora_rank, o.lora_layer_fraction) if o.lora_rank else None
+    adapter = lora_config(lm.model, o.lora_rank, o.lora_layer_fraction) if o.lora_rank else None
     rewards = [PreferenceModel.load(reward), boilerplate_penalty] if o.boilerplate_penalty else PreferenceModel.load(reward)
     data = [{**p, "prompt": [{"role": "user", "content": p["prompt"]}]} for p in prompts]
     args = PPOConfig(str(folder / "work"), **ppo_arguments(recipe, lm.model.num_parameters()))
@@ -383,7 +383,6 @@ def train_by_ppo(recipe, parts, prompts, reward, folder):
     trainer.train(resume_from_checkpoint=True)
     trainer.save_model(str(folder / "model"))
     return [entry for entry in trainer.state.log_history if "rollout" in entry], trainer.state.global_step
-
 
 # %% ../nbs/10e_stages.ipynb #3748d633
 def rollout_logger(trainer, records):
@@ -550,7 +549,7 @@ def measure_machine(recipe, tokens=12):  # tokens of the answers that are timed
     labels[:, :40] = -100  # a prompt's
     reading = seconds(read)  # without the adapter, which comes now
     model = lm.model if not recipe.sft.lora_rank else get_peft_model(
-        lm.model, lora_config(lm.model.config.num_hidden_layers, recipe.sft.lora_rank, recipe.sft.lora_layer_fraction))
+        lm.model, lora_config(lm.model, recipe.sft.lora_rank, recipe.sft.lora_layer_fraction))
 
     def train(k):
         for _ in range(1 + (k > 1)):
@@ -566,4 +565,3 @@ def measure_machine(recipe, tokens=12):  # tokens of the answers that are timed
         os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 8 * 2**30)
     return Hardware("this machine", 2 * n / sampling, 2 * passes * n / training, float("inf"), 0.0, memory / 2**30, basis, 2 * n / reading,
                     remembers=lm.device.type == "cpu")
-

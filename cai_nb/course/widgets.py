@@ -212,7 +212,7 @@ def constitution_editor(constitution="harmlessness",  # name, file or Constituti
             start = len(known)
             made = revise_twice(*models, asked.value.strip(), before, after if edited else before, config, tell, known)
             out.value = revisions_html(made, edited)
-            status.value = _says("Done." if len(known) > initial else "Done; nothing had changed.")
+            status.value = _says("Done." if len(known) > start else "Done; nothing had changed.")
     which.observe(take, "value"); reset.on_click(take); go.on_click(press); take()
     def still():
         words = {"Principle": which.label or "", "Critique request": critique.value, "Revision request": revision.value, "Prompt": asked.value}
