@@ -283,7 +283,7 @@ def changes(runs, policies=("sl-cai", "rl-cai"), draws: int = 300) -> list:
     if not shared: raise FigureError("these runs share no held-out prompts: give them the same prompts and seed.")
     for name in [n for n in answers if of[n] == "sl-cai"]:  # the same model under another name, since only later stages changed
         twins = [m for m in answers if of[m] == "sl-cai" and m != name and list(answers).index(m) < list(answers).index(name)]
-        if any(all(answers[m][i]["completion"] == answers[name][i]["completion"] for i in shared) for m in twins): del answers[name]
+        if any(all(answers[m][i]["response"] == answers[name][i]["response"] for i in shared) for m in twins): del answers[name]
     out = {name: {"model": name, "change": about[name]} for name in answers}
     for question, judge in probes(first).items():
         ids = [i for i in shared if answers["initial"][i]["kind"] == QUESTIONS[question]]
@@ -291,7 +291,7 @@ def changes(runs, policies=("sl-cai", "rl-cai"), draws: int = 300) -> list:
         said = judgements({name: [a[i] for i in ids] for name, a in answers.items()}, judge)
         for name, e in elo({pair[::-1]: 1 - p for pair, p in said.items()}, ids, draws, first.recipe.seed).items(): out[name][question] = e
         for name, a in answers.items():
-            out[name][f"refusals, {question}"] = bootstrap([float(refuses(a[i]["prompt"], a[i]["completion"])) for i in ids])
+            out[name][f"refusals, {question}"] = bootstrap([float(refuses(a[i]["prompt"], a[i]["response"])) for i in ids])
     for name, a in answers.items(): out[name]["boilerplate"] = bootstrap(measure([a[i] for i in shared])["boilerplate"])
     return list(out.values())
 

@@ -11,7 +11,7 @@ import csv, html, json
 from pathlib import Path
 import numpy as np
 from .dialogue import CaiError, visible
-from .evaluation import sample_answers
+from .responses import sample_responses
 from .measures import measure
 from .stats import Interval, bootstrap, paired_difference
 
@@ -61,11 +61,11 @@ def models_of(targets) -> dict:  # run folders, RUN:policy, model names, server:
 
 def write_samples(targets, prompts, out,
                   max_tokens: int = 128, temperature: float = 0.7, seed: int = 0, samples: int = 1, batch_size: int = 32) -> int:
-    "One line an answer: prompt, model, completion, seed (and id, kind, sample, finished); gives back their number"
+    "One line an answer: prompt, model, response, seed (and id, kind, sample, finished); gives back their number"
     from cai_nb.run import write_text
-    said = sample_answers(models_of(targets), prompts, max_tokens=max_tokens, temperature=temperature, seed=seed, samples=samples,
+    said = sample_responses(models_of(targets), prompts, max_tokens=max_tokens, temperature=temperature, seed=seed, samples=samples,
                           batch_size=batch_size)
-    keys = ("prompt", "model", "completion", "seed", "id", "kind", "sample", "finished")
+    keys = ("prompt", "model", "response", "seed", "id", "kind", "sample", "finished")
     rows = [{k: r[k] for k in keys} for each in zip(*said.values()) for r in each]  # the models' answers to a prompt together
     for r in rows:
         if len(r["prompt"]) == 1: r["prompt"] = r["prompt"][0]["content"]
@@ -83,11 +83,11 @@ PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>Answers to
 table <code>{marks}</code>; for a tie write several letters (AB), and nothing if you cannot say.</p>{items}</html>"""
 
 def read_answers(path) -> list:
-    "Answers as `write_samples` writes them; at least prompt, model and completion"
+    "Answers as `write_samples` writes them; at least prompt, model and response"
     from cai_nb.records import iter_jsonl
     rows = list(iter_jsonl(path))
     for i, r in enumerate(rows):
-        missing = [k for k in ("prompt", "model", "completion") if not isinstance(r, dict) or k not in r]
+        missing = [k for k in ("prompt", "model", "response") if not isinstance(r, dict) or k not in r]
         if missing: raise ReadingError(f"{path}, line {i + 1}: no {', '.join(missing)}; cai-nb sample writes such files.")
     if not rows: raise ReadingError(f"{path} holds no answers.")
     return rows
@@ -114,7 +114,7 @@ def blind(path,       # answers, see `read_answers`
         key += [{"number": number, "letter": a, "model": r["model"], "id": r.get("id", ""), "kind": r.get("kind", "")} for a, r in zip(letters, shown)]
         safe = lambda text: html.escape(visible(text))
         items.append(f'<h2>{number}</h2><div class="prompt">{safe(_words(rows[0]["prompt"]))}</div>' + "".join(
-            f'<h3>{a}</h3><div class="answer">{safe(r["completion"])}</div>' for a, r in zip(letters, shown)))
+            f'<h3>{a}</h3><div class="answer">{safe(r["response"])}</div>' for a, r in zip(letters, shown)))
     write_text(out, PAGE.format(n=len(order), marks=marks.name, items="\n".join(items)))
     write_text(out.with_suffix(".key.json"), json.dumps(key, indent=1, ensure_ascii=False))
     if not marks.exists(): write_text(marks, "number,best\n" + "".join(f"{n},\n" for n in range(1, len(order) + 1)))

@@ -61,6 +61,9 @@ def upgrade(
         changes["method"] = _OLD_METHODS[record["method"]]
     if record.get("model") == "start" and "sample" in record:  # a response of the initial policy
         changes["model"] = "initial"
+    if isinstance(record.get("completion"), str) and "model" in record:  # a response; completions are messages
+        changes["response"] = record["completion"]
+        record = {k: v for k, v in record.items() if k != "completion"}
     return {**record, **changes} if changes else record
 
 # %% ../nbs/00a_records.ipynb #410844ee

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from .dialogue import Html, diff_html, escape, visible
 from .plan import human, spoken
+from .records import upgrade
 
 # %% ../nbs/10d_report.ipynb #4327c8f1
 def environment(templates=None):
@@ -232,14 +233,14 @@ def _trail(row):
 def gather_samples(folder, n=12):
     "Answers of the models to the same held-out prompts, side by side, and how long they are"
     by_prompt = {}
-    for row in stream(folder / "6-evaluation" / "records.jsonl"):
+    for row in map(upgrade, stream(folder / "6-evaluation" / "records.jsonl")):
         entry = by_prompt.setdefault(
             row.get("id"),
             {"id": row.get("id"), "category": row.get("category", ""), "kind": row.get("kind", ""), "answers": {}},
         )
         prompt = row.get("prompt", "")
         entry["prompt"] = prompt if isinstance(prompt, str) else last_text(prompt)
-        text = row.get("completion", "")
+        text = row.get("response", "")
         entry["answers"].setdefault(row.get("model"), text if isinstance(text, str) else last_text(text))
     return pick(by_prompt.values(), n, key=lambda row: (row["kind"], row["category"]))
 

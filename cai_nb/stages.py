@@ -427,13 +427,14 @@ def progress_callback(rollouts):
 # %% ../nbs/10e_stages.ipynb #9e1e9617
 def evaluation_stage(run, folder):
     "Stage 6: the three models on held-out prompts (notebook 09)"
-    from cai_nb.evaluation import evaluate, sample_answers
+    from cai_nb.evaluation import evaluate
     from cai_nb.records import Records
+    from cai_nb.responses import sample_responses
 
     e, seed = run.recipe.evaluation, run.recipe.seed
     prompts = prompts_of(run, part="heldout")
     models = {which: lambda which=which: load_for_sampling(run.recipe, *checkpoint_paths(run, which)) for which in POLICIES}
-    samples = sample_answers(
+    samples = sample_responses(
         models,
         prompts,
         max_tokens=e.max_tokens,

@@ -250,7 +250,7 @@ def _evaluation(path):
                     "category": category,
                     "prompt": [user(prompt)],
                     "model": model,
-                    "completion": text,
+                    "response": text,
                     "seed": 0,
                 }
             )
@@ -263,7 +263,7 @@ def _evaluation(path):
                     "category": category,
                     "prompt": [user(prompt)],
                     "model": model,
-                    "completion": "Rinse it until the water is clear, and do not stir.",
+                    "response": "Rinse it until the water is clear, and do not stir.",
                     "seed": 0,
                 }
             )

@@ -67,7 +67,7 @@ def test_changes_put_the_models_of_several_runs_on_one_scale(tmp_path):
     rows = [json.loads(line) for line in open(path)]
     for r in rows:
         if r["model"] == "rl-cai":
-            r["completion"] += " And much, much more than that." * 3
+            r["response"] += " And much, much more than that." * 3
     write_lines(path, rows)
     found = {r["model"]: r for r in changes([first, second], draws=20)}
     assert set(found) == {"initial", "sl-cai, soft", "rl-cai, soft", "rl-cai, hard"}, "the same SL-CAI is one model"

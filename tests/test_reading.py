@@ -12,7 +12,7 @@ from cai_nb.reading import blind, compare_runs, comparison_text, models_of, read
 
 
 def answers(path, models=("initial", "rl-cai", "sl-cai"), n=12, text="{m} says {i}"):
-    rows = [{"prompt": f"Question {i}?", "model": m, "completion": text.format(m=f"<{'abc'[k]}>", i=i), "seed": 0}
+    rows = [{"prompt": f"Question {i}?", "model": m, "response": text.format(m=f"<{'abc'[k]}>", i=i), "seed": 0}
             for i in range(n) for k, m in enumerate(models)]
     path.write_text("".join(json.dumps(r) + "\n" for r in rows))
     return path
@@ -42,7 +42,7 @@ def test_samples_are_one_line_a_prompt_and_model_and_repeat_themselves(tmp_path)
         assert write_samples([str(model)], read_prompts("benign")[:3], tmp_path / name, max_tokens=4, samples=2, seed=5) == 6
     assert (tmp_path / "a").read_text() == (tmp_path / "b").read_text()
     rows = [json.loads(line) for line in (tmp_path / "a").read_text().splitlines()]
-    assert all({"prompt", "model", "completion", "seed"} <= set(r) and r["seed"] == 5 and isinstance(r["prompt"], str) for r in rows)
+    assert all({"prompt", "model", "response", "seed"} <= set(r) and r["seed"] == 5 and isinstance(r["prompt"], str) for r in rows)
     assert len({(r["prompt"], r["sample"]) for r in rows}) == 6
 
 
@@ -93,7 +93,7 @@ def test_marks_that_mean_nothing(tmp_path, line, words):
 
 
 def test_answers_without_a_model_are_refused(tmp_path):
-    (tmp_path / "a.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
+    (tmp_path / "a.jsonl").write_text('{"prompt": "a", "response": "b"}\n')
     with pytest.raises(CaiError, match="line 1: no model"):
         blind(tmp_path / "a.jsonl")
 
@@ -104,7 +104,7 @@ def test_two_runs_are_compared_prompt_by_prompt(tmp_path):
     rows = [{**json.loads(line), "sample": 0} for line in path.read_text().splitlines()]
     for r in rows:
         if r["model"] == "rl-cai":
-            r["completion"] += " and more words than before"
+            r["response"] += " and more words than before"
     path.write_text("".join(json.dumps(r) + "\n" for r in rows))
     other = a / "6-evaluation" / "records.jsonl"
     other.write_text("".join(json.dumps({**json.loads(line), "sample": 0}) + "\n" for line in other.read_text().splitlines()))
