@@ -321,7 +321,7 @@ def progress(
     return tqdm(iterable, total=total, desc=desc, unit=unit, disable=_on("CAI_NB_QUIET"), mininterval=interval)
 
 # %% ../nbs/00_dialogue.ipynb #607eec19
-_KINDS = ("constitutions", "prompts", "recipes", "adapters")
+_KINDS = ("constitutions", "prompts", "recipes", "adapters", "templates")
 
 
 def _data_folder(kind):
@@ -340,7 +340,7 @@ def data_files(kind):
 
 
 def data_path(
-    kind,  # "constitutions" | "prompts" | "recipes" | "adapters"
+    kind,  # "constitutions" | "prompts" | "recipes" | "adapters" | "templates"
     name=None,  # of a file or folder in it, with or without its suffix; None: the folder itself
 ):  # Path
     "Where a piece of the package's own data lies."

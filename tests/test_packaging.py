@@ -17,7 +17,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parent.parent
-DATA = ("constitutions", "prompts", "recipes", "adapters")
+DATA = ("constitutions", "prompts", "recipes", "adapters", "templates")
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 CUDA = ("nvidia-", "cuda-", "triton")  # torch says itself which versions of these it takes
 
@@ -78,7 +78,7 @@ def facts(wheel):
 
 def test_wheel_holds_the_modules_and_the_data_and_nothing_else(wheel):
     tree = wheel.parent / "project"  # the copy that the wheel was made from
-    expected = {f"cai_nb/{path.name}" for path in (tree / "cai_nb").glob("*.py")}
+    expected = {path.relative_to(tree).as_posix() for path in (tree / "cai_nb").rglob("*.py")}
     for kind in DATA:
         files = [path.relative_to(tree) for path in (tree / kind).rglob("*") if path.is_file()]
         expected |= {f"cai_nb/_data/{p.as_posix()}" for p in files if not any(q[0] in "._" for q in p.parts)}
