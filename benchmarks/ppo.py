@@ -30,7 +30,7 @@ def questions(n):
     "Conversational prompts of the project's own, of several lengths"
     from cai_nb.prompts import load_prompts
 
-    texts = [p["prompt"] for kind in ("helpful", "redteam") for p in load_prompts(kind)]
+    texts = [p["prompt"] for kind in ("benign", "harmful") for p in load_prompts(kind)]
     return [{"prompt": [{"role": "user", "content": texts[i % len(texts)]}]} for i in range(n)]
 
 

@@ -52,11 +52,11 @@ def rows_of(run):
     model, _, tokenizer = prepare_policy(lm, peft_config=adapter)
     prompts = rl_prompts(run)
     draw, groups = np.random.default_rng(recipe.seed), {}
-    for kind in ("redteam", "helpful", "overrefusal"):
+    for kind in ("harmful", "benign", "over_refusal"):
         mine = [p for p in prompts if p["kind"] == kind]
         mine = [mine[i] for i in draw.permutation(len(mine))]
         groups[kind] = mine[:MOST]
-        if kind == "redteam":
+        if kind == "harmful":
             groups["others"] = mine[MOST : 2 * MOST]
     for opening in progress(OPENINGS, desc=run.folder.name, unit="opening"):
         g = {name: gradient(model, tokenizer, each, opening) for name, each in groups.items()}
@@ -64,8 +64,8 @@ def rows_of(run):
         def cosine(a, b, g=g):
             return float(torch.nn.functional.cosine_similarity(g[a], g[b], dim=0))
 
-        yield {"run": run.folder.name, "opening": opening, "red-team, plain": cosine("redteam", "helpful"),
-               "red-team, looks harmful": cosine("redteam", "overrefusal"), "red-team, other red-team": cosine("redteam", "others")}  # fmt: skip
+        yield {"run": run.folder.name, "opening": opening, "harmful, benign": cosine("harmful", "benign"),
+               "harmful, over_refusal": cosine("harmful", "over_refusal"), "harmful, other harmful": cosine("harmful", "others")}  # fmt: skip
 
 
 def main():

@@ -25,7 +25,7 @@ class Remote(LanguageModel):
     def device(self): return "elsewhere"
     def __repr__(self): return f"{type(self).__name__}({self.id})"
     def features(self, *args, **kwargs):
-        raise ModelError(f"{self.id} gives no hidden states, and a learnt judge reads them. Take feedback.method=choice or contrast, "
+        raise ModelError(f"{self.id} gives no hidden states, and a learnt judge reads them. Take feedback.method=multiple_choice or contrastive, "
                          "or a transformers model for the judge.")
 
 # %% ../nbs/02a_backends.ipynb #b0000008
@@ -240,7 +240,7 @@ def option_row(steps,            # [{token: log-probability}], the likeliest tok
 
 # %% ../nbs/02a_backends.ipynb #b000001b
 NO_LOGPROBS = ("gives no log-probabilities, which multiple choice and likelihood contrast need; take a server that does "
-               "(vLLM's does), or feedback.method=judge")
+               "(vLLM's does), or feedback.method=probe")
 
 @patch
 def option_logprobs(self: ServerModel, prompts, options=("A", "B"), prefix="", batch_size: int = 0, desc: str = "choosing", share: int = 64):  # noqa: F811

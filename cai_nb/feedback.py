@@ -6,9 +6,9 @@
 __all__ = ['ANSWER', 'REASON', 'FeedbackError', 'as_messages', 'same_text', 'sample_pairs', 'comparison_question', 'make_label',
            'comparison_record', 'principle_for', 'comparison_questions', 'option_probs', 'trail', 'multiple_choice',
            'judge_pairs', 'as_pairs', 'label_accuracy', 'rows_to_comparisons', 'load_comparisons',
-           'written_comparisons', 'position_bias', 'likelihood_contrast', 'select_exemplars', 'reason_with_letters',
-           'shot_messages', 'cut_reasoning', 'chain_of_thought', 'pointwise_scores', 'pointwise', 'ensemble',
-           'over_principles', 'label_all', 'label_html', 'label_explorer']
+           'written_comparisons', 'position_bias', 'contrastive_log_likelihood', 'select_exemplars',
+           'reason_with_letters', 'shot_messages', 'cut_reasoning', 'chain_of_thought', 'pointwise_scores', 'pointwise',
+           'ensemble', 'over_principles', 'label_all', 'label_html', 'label_explorer']
 
 # %% ../nbs/06_feedback.ipynb #aafd3931
 import gzip, json, math, re, warnings
@@ -42,7 +42,7 @@ def _answer_twice(model, todo, tries: int, **sampling):
         twice = [as_messages(open_[i]["prompt"]) for i in ids for _ in range(2)]
         said = model.sample(twice, keys=keys, desc="pairs", **sampling)
         for i, a, b in zip(ids, said[::2], said[1::2]):
-            if a.complete_sentences and b.complete_sentences and not same_text(a.complete_sentences, b.whole): found[i] = a, b
+            if a.complete_sentences and b.complete_sentences and not same_text(a.complete_sentences, b.complete_sentences): found[i] = a, b
     return found
 
 # %% ../nbs/06_feedback.ipynb #406304c7
@@ -195,10 +195,10 @@ def label_accuracy(records, pairs) -> dict:
 
 # %% ../nbs/06_feedback.ipynb #44fc5822
 def rows_to_comparisons(rows, name,
-                        kind: str | None = None) -> list:  # "harmful" | "harmless": what the prompts ask for; None: by the name
+                        kind: str | None = None) -> list:  # "harmful" | "benign": what the prompts ask for; None: by the name
     "Judged pairs, like `judge_pairs`, from rows of the paper's comparisons or of hh-rlhf; what is no pair is counted in a warning"
     rows, out, place = list(rows), [], "-".join(Path(str(name).removeprefix("hub:")).parts[-2:])
-    kind = kind or ("harmless" if "helpful" in place and "harmless" not in place else "harmful")
+    kind = kind or ("benign" if "helpful" in place and "harmless" not in place else "harmful")
     for n, row in enumerate(rows, 1):
         keys = ("chosen", "rejected") if "chosen" in row else ("text_correct", "text_incorrect")
         if not isinstance(row, dict) or not all(k in row for k in keys):
@@ -231,7 +231,7 @@ def written_comparisons(source,              # a constitution's name, or what `l
     "Comparison records of pairs judged in advance, by people or for this project, to be mixed with AI labels"
     known = str(source).startswith("hub:") or str(source).endswith((".jsonl", ".gz"))
     judged = load_comparisons(source) if known else judge_pairs(source, "train", exemplars=False)
-    return [{"id": j["id"], "kind": j["kind"], "category": j["category"], "prompt": j["prompt"], "method": "written",
+    return [{"id": j["id"], "kind": j["kind"], "category": j["category"], "prompt": j["prompt"], "method": "labelled",
              "chosen": [assistant(j["better"])], "rejected": [assistant(j["worse"])], "label": label,
              "principles": [j["principle"]] if j["principle"] else []} for j in judged[:limit]]
 
@@ -246,7 +246,7 @@ def position_bias(records) -> dict:
             "mean_p_a": float(p_a.mean()), "outside": float(1 - np.exp(logp).sum(-1).mean()), "n": len(logp)}
 
 # %% ../nbs/06_feedback.ipynb #73382cf1
-def likelihood_contrast(model, pairs, constitution, seed: int = 0,
+def contrastive_log_likelihood(model, pairs, constitution, seed: int = 0,
                         scale: float = 1.0,  # multiplies the difference in nats; `fit_temperature` finds it
                         per_token: bool = True,  # divide by the length of the response; False: the sum, which grows with it
                         label: str = "soft", clamp=None, batch_size: int = 32) -> list:
@@ -264,7 +264,7 @@ def likelihood_contrast(model, pairs, constitution, seed: int = 0,
     scores = scores.reshape(len(pairs), 2, 2)  # (N, statement, response)
     contrast = scores[:, 0] - scores[:, 1]
     p = 1/(1 + np.exp(-scale*(contrast[:, 0] - contrast[:, 1])))
-    return [comparison_record(pair, p[i], "likelihood_contrast", label, clamp, principles=[chosen[i].id],
+    return [comparison_record(pair, p[i], "contrastive", label, clamp, principles=[chosen[i].id],
                               constitution=constitution.fingerprint, model=model.id,
                               contrast=contrast[i].tolist(), scale=scale) for i, pair in enumerate(pairs)]
 

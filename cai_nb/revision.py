@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CRITIQUE', 'REVISION', 'RevisionError', 'critique_messages', 'revision_messages', 'as_messages', 'exemplar_messages',
            'words', 'pick_exemplars', 'ngrams', 'repeats', 'copied', 'overlap', 'flags', 'RevisionConfig',
-           'revise_round', 'best_of', 'revise', 'revision_record', 'trace_html', 'summarise', 'warmup_examples']
+           'revise_round', 'best_of', 'revise', 'revision_record', 'trace_html', 'summarise', 'critic_examples']
 
 # %% ../nbs/04_revision.ipynb #20d07aaf
 import re
@@ -202,7 +202,7 @@ def summarise(records, judge=None) -> dict:
             "words": sum(len(s["text"].split()) for s in last)/n}
 
 # %% ../nbs/04_revision.ipynb #d49970dd
-def warmup_examples(constitutions,      # one constitution, or several
+def critic_examples(constitutions,      # one constitution, or several
                     split: str = "train"):  # which share of the exemplars
     "Prompt-completion examples in which a critic learns its trade: the critique and the revision are the assistant's turns"
     out = []

@@ -350,13 +350,13 @@ def test_the_stages_take_any_body(server, vllm, model, folder, tmp_path):
     from cai_nb.revision import RevisionConfig, revise
 
     rules = Constitution.load("harmlessness")
-    prompts = [{"id": f"p{i}", "prompt": f"How? {i}", "kind": "redteam", "category": ""} for i in range(2)]
-    pairs = [{"id": p["id"], "prompt": p["prompt"], "responses": ["Yes.", "No, never."], "kind": "redteam"} for p in prompts]
+    prompts = [{"id": f"p{i}", "prompt": f"How? {i}", "kind": "harmful", "category": ""} for i in range(2)]
+    pairs = [{"id": p["id"], "prompt": p["prompt"], "responses": ["Yes.", "No, never."], "kind": "harmful"} for p in prompts]
     config = RevisionConfig(rounds=1, max_tokens=5, critique_tokens=5, temperature=0, critic_temperature=0)
 
     def everything(lm):
         revised = revise(lm, prompts, rules, config)
-        labels = fb.likelihood_contrast(lm, pairs, rules)
+        labels = fb.contrastive_log_likelihood(lm, pairs, rules)
         said = sample_answers({"m": lm}, prompts, max_tokens=5, temperature=0)["m"]
         return [s["text"] for r in revised for s in r["steps"]], [r["p_first"] for r in labels], [r["completion"] for r in said]
 
@@ -381,7 +381,7 @@ def test_a_run_with_an_engine_that_samples_and_a_server_that_judges(server, fold
     from cai_nb.records import Records
     from cai_nb.recipe import load_recipe
 
-    sets = [*SETS, "model.engine=vllm", "feedback.method=choice", f"critic.name=server:{server.url}#tiny?tokenizer={folder}"]
+    sets = [*SETS, "model.engine=vllm", "feedback.method=multiple_choice", f"critic.name=server:{server.url}#tiny?tokenizer={folder}"]
     recipe, out = load_recipe("smoke", sets, model=str(folder)), tmp_path / "run"
     run = stages.run_recipe(recipe, out, stages=["revision"], note=quiet)
     records = run.path("revision") / "records.jsonl"

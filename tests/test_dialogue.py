@@ -276,13 +276,13 @@ def test_progress_can_be_silenced(monkeypatch, capsys):
 
 
 def test_data_are_found_by_name_with_or_without_suffix():
-    assert data_path("prompts", "redteam") == data_path("prompts", "redteam.jsonl")
-    assert data_path("prompts") == data_path("prompts", "redteam").parent
+    assert data_path("prompts", "harmful") == data_path("prompts", "harmful.jsonl")
+    assert data_path("prompts") == data_path("prompts", "harmful").parent
     assert {"harmlessness", "anti-overreaction", "helpfulness"} <= set(data_files("constitutions"))
     with pytest.raises(CaiError, match='did you mean "constitutions"'):
         data_path("constitution", "harmlessness")
     for outside in ("../setup.py", "/etc/passwd", "redtaem"):
-        with pytest.raises(CaiError, match="Known: .*redteam"):
+        with pytest.raises(CaiError, match="Known: .*harmful"):
             data_path("prompts", outside)
 
 

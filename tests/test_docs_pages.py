@@ -67,8 +67,8 @@ def test_the_pages_are_there_and_each_has_one_title():
 def test_counted_tables_say_what_files_and_notebooks_hold():
     for page, own in pages.tables().items():
         assert pages.filled(page, own) == text_of(ROOT / "docs" / page), f"docs/{page} is out of step; type: python tools/pages.py"
-    redteam = len(text_of(ROOT / "prompts" / "redteam.jsonl").splitlines())
-    assert f"| `redteam` | {redteam} | 16 |" in text_of(ROOT / "docs" / "data-card.md")
+    harmful = len(text_of(ROOT / "prompts" / "harmful.jsonl").splitlines())
+    assert f"| `harmful` | {harmful} | 16 |" in text_of(ROOT / "docs" / "data-card.md")
 
 
 def test_numbers_in_the_prose_are_those_of_the_tables():
@@ -77,11 +77,11 @@ def test_numbers_in_the_prose_are_those_of_the_tables():
     exemplars, pairs = int(everything[3]), int(everything[5])
     assert f"{exemplars} exemplars and {pairs} judged pairs" in text_of(ROOT / "CHANGELOG.md")
     guide = text_of(ROOT / "docs" / "instructor.md")
-    milder = sum(1 for line in text_of(ROOT / "prompts" / "overrefusal.jsonl").splitlines() if line.strip())
-    assert f"`overrefusal` has {milder} prompts" in guide
+    milder = sum(1 for line in text_of(ROOT / "prompts" / "over_refusal.jsonl").splitlines() if line.strip())
+    assert f"`over_refusal` has {milder} prompts" in guide
     named = re.search(r"twenty each in sixteen categories: (.+?)\. They", guide)[1]
     named = {c.strip().replace(" ", "-") for c in re.split(r", | and ", named)}
-    assert named == {json.loads(line)["category"] for line in text_of(ROOT / "prompts" / "redteam.jsonl").splitlines() if line.strip()}
+    assert named == {json.loads(line)["category"] for line in text_of(ROOT / "prompts" / "harmful.jsonl").splitlines() if line.strip()}
 
 
 @pytest.mark.parametrize("words, expected", [
@@ -235,11 +235,11 @@ def test_issues_may_also_be_written_without_a_form():
 
 
 def test_binders_scripts_are_scripts():
-    for name in ("postBuild", "start"):
+    for name in ("postBuild", "initial"):
         path = ROOT / "binder" / name
         assert text_of(path).startswith("#!/usr/bin/env bash\n")
         assert subprocess.run(["bash", "-n", str(path)], capture_output=True).returncode == 0
-    start = subprocess.run(["bash", str(ROOT / "binder" / "start"), "printenv", "CAI_NB_SMOKE"], capture_output=True, text=True)
+    start = subprocess.run(["bash", str(ROOT / "binder" / "initial"), "printenv", "CAI_NB_SMOKE"], capture_output=True, text=True)
     assert start.stdout == "1\n"
     oldest = re.search(r'requires-python = ">=(3\.\d+)"', text_of(ROOT / "pyproject.toml"))[1]
     assert text_of(ROOT / "binder" / "runtime.txt").strip() == f"python-{oldest}"
