@@ -428,16 +428,16 @@ def _title(key, models):
     return TITLES.get(key) or f"{question}: wins against {models[1 if second else 0]}"
 
 
-def _in_words(estimate):
-    "'0.43 [0.31, 0.56]'"
-    return str(Interval(**estimate)) if estimate and estimate["mean"] is not None else "–"
+def _interval(estimate):
+    "An `Interval`, which prints as 0.43 [0.31, 0.56]; a dash where there is no estimate."
+    return Interval(**estimate) if estimate and estimate["mean"] is not None else "–"
 
 
 def result_rows(
     result,  # of `evaluate`
 ):  # list of dicts for a table: "measure", then a column a model
     "The result table: every number with its 95 % interval."
-    return [{"measure": _title(key, result["models"]), **{m: _in_words(cells.get(m)) for m in result["models"]}}
+    return [{"measure": _title(key, result["models"]), **{m: _interval(cells.get(m)) for m in result["models"]}}
             for key, cells in result["measures"].items()]
 
 
@@ -445,8 +445,8 @@ def win_rows(
     result,  # of `evaluate`
 ):  # list of dicts: question, judge, comparison, mean P, share of wins, number of prompts
     "Every comparison by every judge."
-    return [{"question": question, "judge": judge, "comparison": pair, "mean P": _in_words(w["win"]),
-             "wins": _in_words(w["hard"]), "prompts": w["win"]["n"]}
+    return [{"question": question, "judge": judge, "comparison": pair, "mean P": _interval(w["win"]),
+             "wins": _interval(w["hard"]), "prompts": w["win"]["n"]}
             for question, by_name in result["wins"].items()
             for judge, found in by_name.items() for pair, w in found.items()]
 
