@@ -108,7 +108,7 @@ def records(run, stage, file="records.jsonl"):
     return list(iter_jsonl(need(run, stage, file)))
 
 # %% ../nbs/11_figures.ipynb #11f00009
-def figure_labels(run) -> Plot:
+def figure_labels(run, others=()) -> Plot:
     "Accuracy of the run's labels and of plain multiple choice on held-out preference pairs (the paper's figure 4)."
     found = read_json(need(run, "feedback", "metrics.json")).get("accuracy")
     if not found:
@@ -133,7 +133,7 @@ def _heldout_opinions(run):
     return found
 
 
-def figure_calibration(run) -> Plot:
+def figure_calibration(run, others=()) -> Plot:
     "How often labels of each confidence are right (the paper's figure 9)."
     p = _heldout_opinions(run)
     bins = {round(c, 4): Interval(right, *wilson(right * n, n), n) for c, right, n in calibration_bins(p)}
@@ -167,13 +167,11 @@ def _revision_scores(run, judged_by, most=64):
     return {judge: np.asarray(scores, float).reshape(len(rows), -1) for judge, scores in found.items()}
 
 
-def figure_revisions(
-    run,  # whose judges score all revisions
-    others=(),  # runs to compare it with
-) -> Plot:
+def figure_revisions(run, others=()) -> Plot:
     "Gains in score over the first response, by number of revisions (the paper's figures 5, 6 and 7)."
+    revised = [r for r in others if r.done("revision") not in (None, run.done("revision"))]
     panels = {}
-    for each in (run, *others):
+    for each in (run, *revised):
         for judge, scores in _revision_scores(each, run).items():
             gains = {k: paired_difference(column, scores[:, 0]) for k, column in enumerate(scores.T)}
             panels.setdefault(judge, {})[each.folder.name] = gains
@@ -239,7 +237,7 @@ _PANELS = {"elo": "Elo against SL-CAI (independent judge)", "reward": "reward (p
            "boilerplate": "share of boilerplate", "refusals": "refusal rate"}
 
 
-def figure_ppo(run) -> Plot:
+def figure_ppo(run, others=()) -> Plot:
     "Elo against PPO's rollouts, the reward beside it, and what the responses become (the paper's figure 8)."
     found, panels = ppo_trajectory(run), {}
     for row in found:
@@ -253,7 +251,7 @@ def figure_ppo(run) -> Plot:
     return _finish(run, "ppo", "Along PPO", fig, rows, data, n)
 
 # %% ../nbs/11_figures.ipynb #11f00010
-def figure_elo(run) -> Plot:
+def figure_elo(run, others=()) -> Plot:
     "Helpfulness against harmlessness of the run's models (the paper's figure 2); the CSV has all judges."
     result = read_json(need(run, "evaluation", "metrics.json"))
     if not all(result["elo"].get(question) for question in QUESTIONS):
@@ -313,22 +311,23 @@ def changes(
     return list(table.values())
 
 
-def figure_changes(runs) -> Plot:
+def figure_changes(run, others=()) -> Plot:
     "What each change of the recipe did to the models of several runs (the paper's figures 6 and 7, and more)."
+    runs = [run, *(r for r in others if r.done("evaluation") is not None)]
     if len(runs) < 2:
-        raise FigureError("a comparison of recipes takes two runs or more: cai-nb figures RUN RUN …")
+        raise FigureError("a comparison takes two or more runs with an evaluation: cai-nb figures RUN RUN …")
     found = changes(runs)
     shown = sorted(key for key, value in found[0].items() if isinstance(value, Interval))
     panels = {key: {row["model"]: {"": row[key]} for row in found} for key in shown}
     fig, axes, rows = draw_panels(panels, width=2.1)
     change = {row["model"]: row["change"] for row in found}
     rows = [{**row, "change": change[row["series"]]} for row in rows]
-    data = "held-out prompts of " + ", ".join(run.folder.name for run in runs)
-    return _finish(runs[0], "changes", "What each change of the recipe did", fig, rows, data, rows[0]["n"])
+    data = "held-out prompts of " + ", ".join(r.folder.name for r in runs)
+    return _finish(run, "changes", "What each change of the recipe did", fig, rows, data, rows[0]["n"])
 
 # %% ../nbs/11_figures.ipynb #11f00012
 FIGURES = {"elo": figure_elo, "labels": figure_labels, "calibration": figure_calibration,
-           "revisions": figure_revisions, "ppo": figure_ppo}
+           "revisions": figure_revisions, "ppo": figure_ppo, "changes": figure_changes}  # functions of (run, others)
 
 
 def draw_figures(
@@ -338,22 +337,16 @@ def draw_figures(
     only=(),  # names of figures; default: all
 ):  # {name: `Plot`}
     "Draw every figure that there are data for, as PNG and CSV."
-    if unknown := [name for name in only if name not in (*FIGURES, "changes")]:
-        raise FigureError(f"no figure {unknown[0]}: there are {', '.join((*FIGURES, 'changes'))}.")
+    if unknown := [name for name in only if name not in FIGURES]:
+        raise FigureError(f"no figure {unknown[0]}: there are {', '.join(FIGURES)}.")
     for folder in folders:
         if not (Path(folder) / "recipe.yaml").is_file():
             raise FigureError(f"{folder} is no run folder (no recipe.yaml in it); make one: cai-nb run laptop")
     run, *others = [Run(folder, load_recipe(folder), note=note) for folder in folders]
-    revised = [r for r in others if r.done("revision") not in (None, run.done("revision"))]
-    evaluated = [r for r in others if r.done("evaluation") is not None]
-    todo = {name: lambda draw=draw: draw(run) for name, draw in FIGURES.items()}
-    todo["revisions"] = lambda: figure_revisions(run, revised)
-    if evaluated or "changes" in only:
-        todo["changes"] = lambda: figure_changes([run, *evaluated])
     made = {}
-    for name in only or todo:
+    for name in only or FIGURES:
         try:
-            made[name] = todo[name]()
+            made[name] = FIGURES[name](run, others)
         except CaiError as error:
             note(f"{name}: not drawn. {error}")
         else:
