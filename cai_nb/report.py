@@ -359,7 +359,7 @@ def _draw_figures(data):
 
 # %% ../nbs/10d_report.ipynb #3fba62d1
 def _accuracies(found):
-    "Rows {name, accuracy, calibration_error} from {name of a labeller or judge: what `stats.accuracy` says}."
+    "Rows {name, accuracy, calibration_error} from {name: what `stats.accuracy` says of a labelling method or judge}."
     return [{"name": name, "accuracy": Interval(a["accuracy"], a["low"], a["high"], a["n"]),
              "calibration_error": a.get("calibration_error")}
             for name, a in (found or {}).items() if isinstance(a, dict) and "accuracy" in a]

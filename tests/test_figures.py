@@ -24,10 +24,10 @@ from fake_run import CASES, make_run, user, write_lines
 
 
 class Length:
-    "A judge for whom ten characters more make an answer better by one"
+    "A judge for whom ten characters more make a response better by one"
 
-    def score(self, prompts, answers):
-        return np.array([len(a) / 10 for a in answers])
+    def score(self, prompts, responses):
+        return np.array([len(r) / 10 for r in responses])
 
 
 def a_run(folder, sets=(), stages=6):
@@ -125,7 +125,7 @@ def test_a_branch_takes_over_what_would_be_made_in_the_same_way(tmp_path):
     assert branch(run, base.folder) == ["revision", "sft", "feedback"]
     assert run.done("feedback") == base.done("feedback") and run.done("preference") is None
     kept = {json.loads(line)["model"] for line in open(run.path("evaluation") / "records.jsonl")}
-    assert kept == {"initial", "sl-cai"}, "answers of a model that will be made anew are not taken over"
+    assert kept == {"initial", "sl-cai"}, "responses of a model that will be trained again are not reused"
     assert read_json(run.path("evaluation") / "done.json") is None
     everything = open_run(load_recipe("laptop"), tmp_path / "same", note=lambda line: None)
     assert branch(everything, base.folder) == [s.name for s in base.steps]

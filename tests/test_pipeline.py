@@ -638,7 +638,7 @@ def test_all_stages_run_with_a_tiny_model(half, tmp_path, capsys):
         assert len(artifacts.load_model(recipe, *run_.checkpoint_paths(run, which)).sample([[fake_run.user("Hello?")]], 4)) == 1
     capsys.readouterr()
     assert main(["chat", str(tmp_path / "run"), "--prompt", "Hello?", "--max-tokens", "4"]) == 0
-    assert re.search("start.*sl-cai.*rl-cai", capsys.readouterr().out, re.S)
+    assert re.search("initial.*sl-cai.*rl-cai", capsys.readouterr().out, re.S)
     assert main(["figures", str(tmp_path / "run")]) == 0
     drawn = {p.stem for p in (tmp_path / "run" / "figures").glob("*.png")}
     assert {"elo", "labels", "revisions", "ppo"} <= drawn, capsys.readouterr().out
