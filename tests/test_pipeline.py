@@ -481,7 +481,7 @@ def test_the_report_of_a_whole_run_is_one_file_with_everything(tmp_path):
     check.feed(page)
     assert not check.bad and check.images == check.named > 10
     assert (
-        "prefers-color-scheme:dark" in page and "viewport" in page and not re.search(r"https?://(?!www.w3.org)", page)
+        "prefers-color-scheme: dark" in page and "viewport" in page and not re.search(r"https?://(?!www.w3.org)", page)
     )
     for text in (
         "66%",
@@ -635,12 +635,12 @@ def test_all_stages_run_with_a_tiny_model(half, tmp_path, capsys):
     assert all(result["measures"]["perplexity"][m]["mean"] > 1 for m in run_.POLICIES) and result["elo"]["harmlessness"]
     page = (tmp_path / "run" / "report.html").read_text()
     assert "has not run" not in page and "RL-CAI" in page and "KL to SL-CAI" in page
-    assert "Harmlessness, Elo points against the start model" in page and "Perplexity of the answers" in page
+    assert "Harmlessness: Elo points against initial" in page and "Perplexity under the initial policy" in page
     for which in run_.POLICIES:
         assert len(artifacts.load_model(recipe, *run_.checkpoint_paths(run, which)).sample([[fake_run.user("Hello?")]], 4)) == 1
     capsys.readouterr()
     assert main(["chat", str(tmp_path / "run"), "--prompt", "Hello?", "--max-tokens", "4"]) == 0
-    assert re.search("start.*sl-cai.*rl-cai", capsys.readouterr().out, re.S)
+    assert re.search("initial.*sl-cai.*rl-cai", capsys.readouterr().out, re.S)
     assert main(["figures", str(tmp_path / "run")]) == 0
     drawn = {p.stem for p in (tmp_path / "run" / "figures").glob("*.png")}
     assert {"elo", "labels", "revisions", "ppo"} <= drawn, capsys.readouterr().out
