@@ -21,7 +21,7 @@ from .responses import sample_responses
 from .measures import measure
 from .prompts import load_prompts
 from .recipe import differences, load_recipe
-from .records import _numbered, iter_jsonl, upgrade
+from .records import numbered_jsonl, iter_jsonl, upgrade
 from .report import environment
 from .run import POLICIES, Run, checkpoint_paths, read_json, write_text
 from .stats import Interval, bootstrap, paired_difference
@@ -39,7 +39,7 @@ def read_prompts(
     if path.suffix != ".jsonl":
         return load_prompts(source)
     prompts = []
-    for number, row in _numbered(path, ReadingError):
+    for number, row in numbered_jsonl(path, ReadingError):
         row = {"prompt": row} if isinstance(row, str) else row
         if not isinstance(row, dict) or not row.get("prompt"):
             raise ReadingError(f'{path}, line {number}: no "prompt" in it; each line is {{"prompt": "…"}}.')
