@@ -203,7 +203,7 @@ def _rollouts(run):
 def _measures(rows, judge):
     "Intervals of what a window of rollouts is like."
     prompts, ids = [r["prompt"] for r in rows], [r["id"] for r in rows]
-    after, before = (np.asarray(judge.score(prompts, [r[k] for r in rows])) for k in ("completion", "before"))
+    after, before = (np.asarray(judge.score(prompts, [r[k] for r in rows])) for k in ("response", "before"))
     win = bootstrap(1 / (1 + np.exp(before - after)), ids)
     return {
         "win": win,
