@@ -178,13 +178,13 @@ def along_ppo(run, groups: int = 5):
     rolled = records(run, "ppo", "rollouts.jsonl")
     said = {}
     for p in records(run, "feedback", "pairs.jsonl"): said.setdefault(p["prompt"][-1]["content"], p["responses"][0])
-    rolled = [r for r in rolled if r["prompt"][-1]["content"] in said and r["completion"].strip()]
+    rolled = [r for r in rolled if r["prompt"][-1]["content"] in said and r["response"].strip()]
     last = max((r["rollout"] for r in rolled), default=0)
     if not last: raise FigureError(f"{run.folder}: no answer of PPO has a counterpart of SL-CAI in stage 3.")
     groups = min(groups, last)
     stretch = np.array([(r["rollout"] - 1)*groups//last for r in rolled])
     harmful = np.array([r["kind"] == "harmful" for r in rolled])
-    prompts, answers = [r["prompt"] for r in rolled], [r["completion"] for r in rolled]
+    prompts, answers = [r["prompt"] for r in rolled], [r["response"] for r in rolled]
     before = [said[p[-1]["content"]] for p in prompts]
     out, absolute = [], None
     for question, judge in probes(run).items():

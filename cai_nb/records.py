@@ -61,8 +61,8 @@ def upgrade(
         changes["method"] = _OLD_METHODS[record["method"]]
     if record.get("model") == "start" and "sample" in record:  # a response of the initial policy
         changes["model"] = "initial"
-    if isinstance(record.get("completion"), str) and "model" in record:  # a response; completions are messages
-        changes["response"] = record["completion"]
+    if isinstance(record.get("completion"), str) and ("model" in record or "rollout" in record):
+        changes["response"] = record["completion"]  # a completion is messages
         record = {k: v for k, v in record.items() if k != "completion"}
     return {**record, **changes} if changes else record
 
@@ -151,7 +151,7 @@ class Rollout(_Record):
     rollout: int  # counted from 1
     prompt_id: str  # `id` of the prompt; the record's own `id` is "ROLLOUT-ROW"
     prompt: list[Message]
-    completion: str  # as sampled
+    response: str  # as sampled
     finished: bool  # ended by itself
     reward: float  # the preference model's score
     boilerplate: NotRequired[bool]  # whether it paid the boilerplate penalty; without the penalty, no such key
@@ -162,7 +162,7 @@ class Response(_Record):
     "What a policy says to a held-out prompt (stage 6)."
 
     prompt: list[Message]
-    completion: str  # one that was cut off is truncated to its last complete sentence
+    response: str  # one that was cut off is truncated to its last complete sentence
     finished: bool  # ended by itself
     cut: str  # what followed the last complete sentence
     tokens: int  # of the whole response, the end-of-turn token included

@@ -395,7 +395,7 @@ def rollout_logger(trainer, records):
                 n = logs["rollout"]
                 rows = [(f"{n}-{r['row']}", r) for r in trainer.rows]  # a rollout made again after a kill is the same
                 records.extend({"id": key, "rollout": n, "prompt_id": r.get("id", ""), "kind": r.get("kind", ""), "over_refusal": r.get("over_refusal", False),
-                                **{k: r[k] for k in ("prompt", "completion", "finished")}, "reward": float(r["each"][0]),
+                                "prompt": r["prompt"], "response": r["completion"], "finished": r["finished"], "reward": float(r["each"][0]),
                                 **({"boilerplate": r["each"][1] < 0} if len(r["each"]) > 1 else {}),
                                 "kl": float((r["old_logprobs"] - r["ref_logprobs"]).sum())}
                                for key, r in rows if key not in records.ids)

@@ -45,7 +45,7 @@ def test_along_ppo_compares_with_the_same_prompts_of_sl_cai(tmp_path):
     asked = [c[2] for c in CASES]
     write_lines(run.path("feedback") / "pairs.jsonl",
                 [{"id": str(i), "kind": "harmful", "prompt": [user(p)], "responses": ["x" * 20, "y"]} for i, p in enumerate(asked)])
-    rolled = [{"id": f"{n}-{i}", "rollout": n, "kind": "harmful", "prompt": [user(p)], "completion": "z" * (20 + 10 * n), "reward": float(n)}
+    rolled = [{"id": f"{n}-{i}", "rollout": n, "kind": "harmful", "prompt": [user(p)], "response": "z" * (20 + 10 * n), "reward": float(n)}
               for n in range(1, 5) for i, p in enumerate([*asked, "never asked before"])]  # fmt: skip
     write_lines(run.path("ppo") / "rollouts.jsonl", rolled)
     found = along_ppo(run, groups=2)
