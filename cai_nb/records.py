@@ -61,8 +61,8 @@ def upgrade(
         changes["method"] = _OLD_METHODS[record["method"]]
     if record.get("model") == "start" and "sample" in record:  # a response of the initial policy
         changes["model"] = "initial"
-    if isinstance(record.get("completion"), str):  # a response or a rollout; completions are messages
-        changes["response"] = record["completion"]
+    if isinstance(record.get("completion"), str) and ("model" in record or "rollout" in record):
+        changes["response"] = record["completion"]  # a completion is messages
         record = {k: v for k, v in record.items() if k != "completion"}
     return {**record, **changes} if changes else record
 

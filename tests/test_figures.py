@@ -57,7 +57,7 @@ def test_the_ppo_trajectory_compares_with_the_same_prompts_of_sl_cai(tmp_path):
              for i, p in enumerate(asked)]
     write_lines(run.path("feedback") / "pairs.jsonl", pairs)
     rolled = [{"id": f"{n}-{i}", "rollout": n, "kind": "harmful", "prompt": [user(p)],
-               "completion": "z" * (20 + 10 * n), "reward": float(n)}
+               "response": "z" * (20 + 10 * n), "reward": float(n)}
               for n in range(1, 5) for i, p in enumerate([*asked, "never asked before"])]
     write_lines(run.path("ppo") / "rollouts.jsonl", rolled)
     found = ppo_trajectory(run, windows=2)

@@ -784,7 +784,7 @@ def test_ppo_that_was_interrupted_ends_with_the_same_weights(half, tmp_path, mon
     assert len(logs[0]) == 2 and logs[0] == logs[1]
     learnt_from = [list(Records(r.path("ppo") / "rollouts.jsonl")) for r in (whole, again)]
     assert learnt_from[0] == learnt_from[1] and len(learnt_from[0]) == whole.done("ppo")["counts"]["answers"]
-    assert {"prompt", "completion", "reward", "kl", "kind", "rollout", "boilerplate"} <= set(learnt_from[0][0])
+    assert {"prompt", "response", "reward", "kl", "kind", "rollout", "boilerplate"} <= set(learnt_from[0][0])
     for row in Records(whole.path("ppo") / "log.jsonl"):  # half a point for what others of the rollout say as well
         mine = [r for r in learnt_from[0] if r["rollout"] == row["rollout"]]
         paid = sum(r["boilerplate"] for r in mine) / len(mine)

@@ -67,6 +67,10 @@ MESSAGES = [{"role": "user", "content": "Hi"}]
 PAIR = {**PROMPT, "prompt": MESSAGES, "responses": ["x", "y"]}
 COMPARISON = {**PROMPT, "prompt": MESSAGES, "chosen": MESSAGES, "rejected": MESSAGES, "label": 0.9, "method": "probe",
               "principles": []}  # fmt: skip
+RESPONSE = {**PROMPT, "prompt": MESSAGES, "model_id": "m", "sample": 0, "max_tokens": 8, "temperature": 1.0, "seed": 0,
+            "tokens": 3, "finished": True, "cut": ""}  # fmt: skip
+ROLLOUT = {"id": "1-0", "prompt_id": "a", "kind": "benign", "rollout": 1, "prompt": MESSAGES, "finished": True, "reward": 0.5,
+           "kl": 0.0}  # fmt: skip
 
 
 @pytest.mark.parametrize("kind, record, says", [
@@ -91,25 +95,27 @@ def test_a_comparison_may_say_more_and_the_others_may_not():
 
 
 def test_a_key_has_one_type_in_all_records_that_have_it():
-    "But for two: `prompt` is text in `Prompt`, which people write, and `completion` is a dialogue in `Revision`, as TRL has it."
+    "But for one: `prompt` is text in `Prompt`, which people write. (A judge may label without a constitution.)"
     found = {}
     for kind, of in TYPES.items():
         for key, type_ in get_type_hints(of).items():
             found.setdefault(key, {}).setdefault(type_, []).append(kind)
     several = {key: list(kinds.values()) for key, kinds in found.items() if len(kinds) > 1}
-    assert several.keys() <= {"prompt", "completion", "constitution"}, several  # a judge may label without a constitution
+    assert several.keys() == {"prompt", "constitution"}, several
     assert several["prompt"] == [["prompt"], ["revision", "pair", "comparison", "rollout", "response"]]
 
 
 def test_old_names_are_translated_when_records_are_read(tmp_path):
     rows = [{"id": "a", "kind": "redteam", "category": "", "prompt": "Hi"}, {**PAIR, "kind": "helpful", "finished": [True, True]},
-            {**PROMPT, "kind": "overrefusal"}, {**COMPARISON, "method": "judge"}]  # fmt: skip
+            {**PROMPT, "kind": "overrefusal"}, {**COMPARISON, "method": "judge"},
+            {**RESPONSE, "completion": "Hm.", "model": "start"}, {**ROLLOUT, "completion": "Hm."}]  # fmt: skip
     (tmp_path / "r.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     read = list(Records(tmp_path / "r.jsonl"))
-    for kind, record in zip(("prompt", "pair", "prompt", "comparison"), read):
+    for kind, record in zip(("prompt", "pair", "prompt", "comparison", "response", "rollout"), read):
         check_record(kind, record)
-    assert [prompt_group(r) for r in read] == ["harmful", "benign", "over_refusal", "benign"]
-    assert read[3]["method"] == "probe" and all(upgrade(r) is r for r in read)
+    assert [prompt_group(r) for r in read] == ["harmful", "benign", "over_refusal", "benign", "benign", "benign"]
+    assert read[3]["method"] == "probe" and read[4]["model"] == "initial" and read[4]["response"] == read[5]["response"] == "Hm."
+    assert all(upgrade(r) is r for r in read)
 
 
 # ---------------------------------------------------------------- files written whole or not at all
