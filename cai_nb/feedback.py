@@ -11,9 +11,10 @@ __all__ = ['ANSWER', 'REASON', 'FeedbackError', 'as_messages', 'same_text', 'sam
            'ensemble', 'over_principles', 'label_all', 'label_html', 'label_explorer']
 
 # %% ../nbs/06_feedback.ipynb #aafd3931
-import gzip, json, math, re, warnings
+import gzip, json, re, warnings
 from pathlib import Path
 import numpy as np
+from scipy.special import expit
 from .constitution import Constitution, rng, similarity
 from .dialogue import CaiError, assistant, from_paper, table_html, to_paper, user
 from .prompts import hub_rows
@@ -141,7 +142,7 @@ def option_probs(model, talks,          # what `comparison_questions` gives
     "P(first response is better) `(N,)`, averaged over the orders, and log-probabilities of A and B `(orders, N, 2)`"
     logp = model.option_logprobs([t for order in talks for t in order], ("A", "B"), prefix=prefix, batch_size=batch_size,
                         desc="comparing").reshape(len(talks), -1, 2)
-    p_a = 1/(1 + np.exp(logp[..., 1] - logp[..., 0]))  # of A among the two
+    p_a = expit(logp[..., 0] - logp[..., 1])  # of A among the two
     return np.mean([p_a[0], *(1 - p for p in p_a[1:])], axis=0), logp
 
 def trail(model, constitution, principle, logp) -> dict:
@@ -240,7 +241,7 @@ def position_bias(records) -> dict:
     "How much the letter decides: from records of `multiple_choice` that were asked in both orders"
     logp = np.array([[r["logprobs"]["first"], r["logprobs"]["second"]] for r in records])  # (N, 2 orders, 2 options)
     a = np.where(logp[..., 0] == logp[..., 1], .5, logp[..., 0] > logp[..., 1])  # a tie is half an "A"
-    p_a = 1/(1 + np.exp(logp[..., 1] - logp[..., 0]))
+    p_a = expit(logp[..., 0] - logp[..., 1])
     return {"says_a": float(a.mean()),  # share of all answers that are "A"; 0.5 without bias
             "position_bias_share": float((a[:, 0]*a[:, 1] + (1 - a[:, 0])*(1 - a[:, 1])).mean()),  # share of pairs in which the letter decided
             "mean_p_a": float(p_a.mean()), "outside": float(1 - np.exp(logp).sum(-1).mean()), "n": len(logp)}
@@ -263,7 +264,7 @@ def contrastive_log_likelihood(model, pairs, constitution, seed: int = 0,
     scores = np.array([s.per_token if per_token else s.logprob for s in model.score(prompts, texts, batch_size=batch_size)])
     scores = scores.reshape(len(pairs), 2, 2)  # (N, statement, response)
     contrast = scores[:, 0] - scores[:, 1]
-    p = 1/(1 + np.exp(-scale*(contrast[:, 0] - contrast[:, 1])))
+    p = expit(scale*(contrast[:, 0] - contrast[:, 1]))
     return [comparison_record(pair, p[i], "contrastive", label, clamp, principles=[chosen[i].id],
                               constitution=constitution.fingerprint, model=model.id,
                               contrast=contrast[i].tolist(), scale=scale) for i, pair in enumerate(pairs)]
@@ -283,10 +284,12 @@ def select_exemplars(pair, constitution,
         return -near, rng("shot", item[1].id, seed=seed).random()
     return sorted(pool, key=rank)[:n]
 
+_NAMED = re.compile(r"\bthe (better|worse) (?:answer|response|one|letter|line|note|script|speech)\b", re.I)
+
 def reason_with_letters(reason: str, better: str) -> str:  # better: "A" or "B"
     "A reason that speaks of the better and the worse response, in the letters that the two were dealt"
     letter = {"better": better, "worse": "BA"["AB".index(better)]}
-    return re.sub(r"\bthe (better|worse) (?:response|one)\b", lambda m: f"({letter[m[1].lower()]})", reason, flags=re.I)
+    return _NAMED.sub(lambda m: f"({letter[m[1].lower()]})", reason)
 
 def shot_messages(shots, reasons: bool = False) -> list:
     "Shots as questions and answers, with their reasons or without; the better response is (A) in every second one"
@@ -347,7 +350,7 @@ def pointwise(model, pairs, constitution, seed: int = 0, scale: float = 1.0,  # 
     chosen = [principle_for(p, constitution, seed) for p in pairs]
     s = pointwise_scores(model, [p["prompt"] for p in pairs for _ in range(2)], [t for p in pairs for t in p["responses"]],
                          [c for c in chosen for _ in range(2)], words, batch_size).reshape(-1, 2)
-    p = 1/(1 + np.exp(-scale*(s[:, 0] - s[:, 1])))
+    p = expit(scale*(s[:, 0] - s[:, 1]))
     return [comparison_record(pair, p[i], "pointwise", label, clamp, principles=[chosen[i].id], scores=s[i].tolist(),
                               constitution=constitution.fingerprint, model=model.id, scale=scale) for i, pair in enumerate(pairs)]
 
@@ -406,7 +409,7 @@ def label_html(pair, principle, record):
     rows = [("principle", principle.comparison), ("prompt", as_messages(pair["prompt"])[-1]["content"]),
             ("first response", pair["responses"][0]), ("second response", pair["responses"][1])]
     for name, logp in record.get("logprobs", {}).items():
-        a = 1/(1 + math.exp(logp[1] - logp[0]))
+        a = expit(logp[0] - logp[1])
         rows.append((f"{name} order", f"P(A) = {a:.2f}, so P(first response) = {a if name == 'first' else 1 - a:.2f}"))
     rows += [(f"reasoning, {k} order", text) for k, text in zip(("first", "second"), record.get("reasoning", ()))]
     return table_html([{"": name, "what": text} for name, text in [*rows, ("label", f"{record['p_first']:.3f} for the first response")]])

@@ -6,9 +6,10 @@
 __all__ = ['LAYERS', 'fit_antisymmetric', 'read_pairs', 'Judge', 'Judges']
 
 # %% ../nbs/06a_judge.ipynb #9f41bb9c
-import json, math
+import json
 from pathlib import Path
 import numpy as np
+from scipy.special import expit
 from .dialogue import assistant
 from .records import _OLD_KINDS, KINDS, kind_of
 from .feedback import FeedbackError, as_messages, comparison_record
@@ -56,8 +57,8 @@ def fit_antisymmetric(d,              # (N, D) differences of features, better �
         margins[c], scale[c] = m, fit_temperature(m[measured])
         loss[c] = float(np.logaddexp(0, -scale[c]*m[measured]).mean())
     best = min(loss, key=loss.get)
-    pull = scale[best]*best/unit*weight/(1 + np.exp(z @ weights(np.arange(n), best)))  # w = C Σ vᵢ (1 − σ(mᵢ)) dᵢ
-    p = 1/(1 + np.exp(-scale[best]*margins[best][measured]))
+    pull = scale[best]*best/unit*weight*expit(-(z @ weights(np.arange(n), best)))  # w = C Σ vᵢ (1 − σ(mᵢ)) dᵢ
+    p = expit(scale[best]*margins[best][measured])
     return pull, {"strength": best, "scale": scale[best], "cross_validated": accuracy(p), "out_of_fold": p.tolist(),
                   "losses": list(loss.values())}
 
@@ -121,13 +122,13 @@ def score(self: Judge, prompts, responses, batch_size: int = 32) -> np.ndarray:
 @patch
 def prob_of(self: Judge, d) -> np.ndarray:
     "`(N,)` P(a is better than b) from differences of features `(N, D)`, a − b"
-    return 1/(1 + np.exp(-(d/self.std) @ self.weights))
+    return expit((d/self.std) @ self.weights)
 
 @patch
 def prob(self: Judge, prompts, a, b, batch_size: int = 32) -> np.ndarray:
     "`(N,)` P(a is better than b); exchanged, exactly one minus that"
     s = self.score([*prompts, *prompts], [*a, *b], batch_size)
-    return 1/(1 + np.exp(s[len(prompts):] - s[:len(prompts)]))
+    return expit(s[:len(prompts)] - s[len(prompts):])
 
 # %% ../nbs/06a_judge.ipynb #e60416ba
 @patch
@@ -145,7 +146,7 @@ def label(self: Judge, pairs, constitution=None, label: str = "soft", clamp=None
         top = np.argsort(-parts[i]*np.sign(odds[i]))[:because]
         why = [{"id": self.names[k]["id"], "principle": self.names[k]["principle"],
                 "log_odds": round(float(parts[i, k]), 4)} for k in top]
-        out.append(comparison_record(pair, 1/(1 + math.exp(-odds[i])), "probe", label, clamp,
+        out.append(comparison_record(pair, expit(float(odds[i])), "probe", label, clamp,
                                      principles=sorted({w["principle"] for w in why}), model=self.model.id,
                                      constitution=constitution.fingerprint if constitution is not None else None,
                                      scores=(x[i] @ self.weights).tolist(), because=why))
@@ -222,4 +223,3 @@ class Judges:
         try: about = json.loads((Path(path)/"judges.json").read_text())
         except (OSError, ValueError) as e: raise FeedbackError(f"{path} holds no judges ({e}); Judges.save writes judges.json.") from None
         return cls({key: Judge.load(Path(path)/str(k), model) for k, key in enumerate(_OLD_KINDS.get(key, key) for key in about["keys"])}, about["by"])
-

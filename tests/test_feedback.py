@@ -23,6 +23,7 @@ from cai_nb.feedback import (
     reason_with_letters,
     judge_pairs,
     label_all,
+    label_html,
     load_comparisons,
     over_principles,
     select_exemplars,
@@ -291,17 +292,65 @@ def test_each_principle_has_its_judge_and_strangers_go_to_the_judge_for_all(mode
     with pytest.raises(CaiError, match="'kind' or 'principle'"): Judges.fit(model, rows, by="mood", layers=(2,))
 
 
+class Certain:
+    "A model, real in its interface only, that is as sure as log-probabilities can say: whatever is `far` is better"
+    id = "certain"
+
+    def features(self, dialogues, **_):
+        return np.array([[2000.0 * (d[-1]["content"] == "far")] for d in dialogues], np.float32)
+
+    def option_logprobs(self, prompts, *_, **__):
+        yes = ["(A) far" in p[-1]["content"] or (p[-2]["content"] == "far" and "Calm" in p[-1]["content"])
+               if len(p) > 1 else "(A) far" in p[-1]["content"] for p in prompts]
+        return np.array([[0.0, -2000.0] if y else [-2000.0, 0.0] for y in yes])
+
+    def score(self, prompts, texts, **_):
+        return [SimpleNamespace(per_token=2000.0 * (t == "far" and "Calm" in p[0]["content"])) for p, t in zip(prompts, texts)]
+
+
+def test_log_odds_beyond_what_exp_can_hold_are_labels_all_the_same():
+    "exp(709) is about the last one that a float can hold; a label of a judge that was surer than that was an error"
+    pairs = [{**PAIRS[0], "id": str(k), "principle": "calm", "responses": texts}
+             for k, texts in enumerate((["far", "near"], ["near", "far"]))]
+    one, model = np.ones(1, np.float32), Certain()
+    sure = Judge(model, (), 0 * one, one, one[None], one, [{"id": "e", "principle": "calm"}], {"model": "certain"})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # numpy says "overflow encountered in exp"
+        assert [r["p_first"] for r in sure.label(pairs)] == [1, 0]
+        assert sure.prob(["q", "q"], ["far", "near"], ["near", "far"]).tolist() == [1, 0]
+        assert sure.prob_of(np.array([[2000.0], [-2000.0]])).tolist() == [1, 0]
+        for label in (multiple_choice, pointwise, contrastive_log_likelihood):
+            records = label(model, pairs, CONSTITUTION)
+            assert [r["p_first"] for r in records] == [1, 0], label
+        assert position_bias(multiple_choice(model, pairs, CONSTITUTION))["mean_p_a"] == 0.5
+        record = {"p_first": 0.5, "logprobs": {"first": [-2000.0, 0.0]}}
+        assert "P(A) = 0.00" in label_html(pairs[0], CONSTITUTION["calm"], record)
+
+
 def test_reasons_speak_in_the_letters_that_were_dealt():
     reason = "The better response warns; the worse one jokes, and the better one's tone is kind."
     assert reason_with_letters(reason, "A") == "(A) warns; (B) jokes, and (A)'s tone is kind."
     assert reason_with_letters(reason, "B") == "(B) warns; (A) jokes, and (B)'s tone is kind."
-    both = Ensemble([(n, 1) for n in BUNDLED])
-    named = [j for _, j in both.pairs() if "the better response" in j.reason.lower()]
-    assert len(named) > 150
-    said = shot_messages([(both.pairs("train")[0][0], j) for j in named[:2]], reasons=True)[1::2]
-    for m, letter in zip(said, "AB"):
-        assert f"({letter})" in m["content"].split("\n\n")[0] and m["content"].endswith(f"({letter})")
-        assert "better response" not in m["content"]
+    answer = "While the worse answer lectures, the better answer's list helps. The better letter ends better, for better pay."
+    assert reason_with_letters(answer, "A") == "While (B) lectures, (A)'s list helps. (A) ends better, for better pay."
+
+
+def test_no_bundled_reason_names_the_solution_in_words():
+    "An exemplar's reasoning may say (A) or (B): who reads the question cannot know yet which one is 'the better answer'"
+    pairs = [(p, j) for name in BUNDLED for p, j in Constitution.load(name).pairs()]
+    named = re.compile(r"\bthe (?:better|worse) \w+", re.I)
+    assert sum(bool(named.search(j.reason)) for _, j in pairs) > 500
+    for (p, j), letter in zip(pairs, "AB" * len(pairs)):
+        told = reason_with_letters(j.reason, letter)
+        assert not named.search(told), (j.id, told)
+    texts = [m["content"] for m in shot_messages(pairs, reasons=True)[1::2]]
+    for k, (text, (_, j)) in enumerate(zip(texts, pairs)):
+        better, worse = "AB"[k % 2], "BA"[k % 2]
+        assert text.endswith(f"{ANSWER}{better})")
+        if re.search(r"\bthe better (?:answer|response|one)\b", j.reason, re.I):
+            assert f"({better})" in text.split("\n\n")[0], (j.id, text)
+        if re.search(r"\bthe worse (?:answer|response|one)\b", j.reason, re.I):
+            assert f"({worse})" in text.split("\n\n")[0], (j.id, text)
 
 
 def test_no_bundled_reason_speaks_of_an_order_that_nobody_sees():
