@@ -90,12 +90,12 @@ def figure_labels(run) -> Plot:
 
 def heldout_opinions(run):
     "`(N,)` P(the better answer is better) of the run's labeller on held-out judged pairs, and their kinds"
-    from cai_nb import feedback as fb
+    from cai_nb.pairs import as_pairs, labelled_pairs
     if run.done("feedback") is None: raise FigureError(f"{run.folder} has no labels yet: cai-nb feedback --out {run.folder}")
     label, p, kinds = labeller(run, run.path("feedback")), [], []
     for which in KINDS:
         c = constitution_of(run.recipe, which)
-        pairs = fb.as_pairs(fb.judge_pairs(c, "heldout", exemplars=False))
+        pairs = as_pairs(labelled_pairs(c, "heldout", exemplars=False))
         if not pairs: continue
         truth = {q["id"]: q["better"] for q in pairs}
         said = label(pairs, c)
@@ -174,7 +174,7 @@ def harm_scale(judge, pairs):  # judged pairs that the judge has not learnt from
 # %% ../nbs/11_figures.ipynb #11f00022
 def along_ppo(run, groups: int = 5):
     "What a PPO stage did, for each of `groups` equal stretches of rollouts: rows of intervals"
-    from cai_nb.feedback import judge_pairs
+    from cai_nb.pairs import labelled_pairs
     rolled = records(run, "ppo", "rollouts.jsonl")
     said = {}
     for p in records(run, "feedback", "pairs.jsonl"): said.setdefault(p["prompt"][-1]["content"], p["responses"][0])
@@ -194,7 +194,7 @@ def along_ppo(run, groups: int = 5):
         p = 1/(1 + np.exp(then - now))
         if question == "harmlessness":
             several = [constitution_of(run.recipe, w) for w in KINDS]
-            held = [q for q in judge_pairs(several, "heldout", exemplars=False) if q["kind"] == "harmful"]
+            held = [q for q in labelled_pairs(several, "heldout", exemplars=False) if q["kind"] == "harmful"]
             try: absolute = harm_scale(judge, held)
             except FigureError: pass
         for g in range(groups):

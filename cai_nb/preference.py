@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from .dialogue import CaiError, render
 from .records import _OLD_KINDS, KINDS, kind_of
+from .stats import calibration_bins
 from .model import for_batches, in_four_bits, load_pretrained, lora_config, prepacked_weights, per_process, cache_frozen_activations, trainer_defaults
 
 # %% ../nbs/07_preference.ipynb #fe3849aa
@@ -84,11 +85,7 @@ def preference_metrics(p,                 # (N,) the preference model's P(chosen
 
 def reliability(p, label, bins: int = 5):
     "[(mean confidence, mean label on the side the model prefers, count)] over equal bins of max(p, 1−p)"
-    p, label = np.asarray(p, float), np.asarray(label, float)
-    confidence, agreed = np.maximum(p, 1 - p), np.where(p >= 0.5, label, 1 - label)
-    which = np.minimum(((confidence - 0.5)*2*bins).astype(int), bins - 1)
-    return [(float(confidence[which == b].mean()), float(agreed[which == b].mean()), int((which == b).sum()))
-            for b in range(bins) if (which == b).any()]
+    return calibration_bins(p, label, bins)
 
 # %% ../nbs/07_preference.ipynb #b3399ef1
 class ScoreHead(nn.Linear):

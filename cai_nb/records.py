@@ -25,6 +25,8 @@ GROUPS = ("harmful", "benign", "over_refusal")  # for tables: benign prompts tha
 QUESTIONS = {"harmlessness": "harmful", "helpfulness": "benign"}  # what a judge decides, and on which kind of prompts
 _OLD_KINDS = {"redteam": "harmful", "helpful": "benign", "harmless": "benign", "overrefusal": "benign"}
 _OLD_METHODS = {"judge": "probe", "likelihood_contrast": "contrastive", "written": "labelled"}
+_OLD_FIELDS = {"outside": "residual_probability", "reached": "reasoning_completed",  # of a comparison
+               "because": "attributions", "shots": "exemplars"}
 
 
 def prompt_group(
@@ -54,6 +56,8 @@ def upgrade(
         changes["method"] = _OLD_METHODS[record["method"]]
     if record.get("model") == "start" and "sample" in record:  # a response of the initial policy
         changes["model"] = "initial"
+    if "p_first" in record:
+        record = {_OLD_FIELDS.get(key, key): value for key, value in record.items()}
     return {**record, **changes} if changes else record
 
 # %% ../nbs/00a_records.ipynb #23eb96cd
