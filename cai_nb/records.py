@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'GROUPS', 'QUESTIONS', 'RecordError', 'prompt_group', 'kind_of', 'upgrade', 'iter_jsonl', 'read_jsonl',
-           'Records']
+           'Records', 'write_text', 'write_json', 'read_json', 'whole_folder']
 
 # %% ../nbs/00a_records.ipynb #c6855bd3
 import contextlib
 import json
 import os
+import shutil
 import warnings
 from pathlib import Path
 
@@ -200,3 +201,52 @@ class Records:
             self._count += len(records)
         if self._ids is not None:
             self._ids |= {record.get("id") for record in records}
+
+# %% ../nbs/00a_records.ipynb #7cf4715b
+def write_text(
+    path,  # the file; its folder is made if need be
+    text,  # what it is to hold
+):
+    "Write a text file whole or not at all."
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    with open(part, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
+
+
+def write_json(
+    path,  # the file
+    value,  # anything that JSON can hold; what it cannot, such as a path, is written as text
+):
+    "Write a JSON file whole or not at all."
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False, default=str))
+
+
+def read_json(
+    path,  # the file
+):  # dict, or None if the file is missing or broken
+    "Read a JSON object."
+    try:
+        value = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None
+
+# %% ../nbs/00a_records.ipynb #19cdf590
+@contextlib.contextmanager
+def whole_folder(
+    path,  # the folder; what has that name already is replaced at the end
+):  # context manager that gives the folder to write into
+    "Write a folder whole or not at all: it has its name only once the block has ended without an error."
+    path = Path(path)
+    part = path.with_name(path.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    yield part
+    if path.exists():
+        shutil.rmtree(path)
+    part.replace(path)

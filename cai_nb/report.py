@@ -19,7 +19,7 @@ from collections import Counter
 from pathlib import Path
 
 from .dialogue import Html, diff_html, escape, visible
-from .plan import human, spoken
+from .plan import format_count as human, format_time as spoken
 
 # %% ../nbs/10d_report.ipynb #4327c8f1
 def environment(templates=None):

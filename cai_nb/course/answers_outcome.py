@@ -31,8 +31,9 @@ from ..figures import as_elo
 from ..run import RunError
 from ..stages import largest_divisor
 from ..reading import unblind
-from ..plan import Shape, Work
-from ..recipe import Hardware, RecipeError, convert, nearest_key, read_yaml
+from ..plan import Hardware, Shape, Work
+from ..recipe import RecipeError
+from ..schema import nearest_key
 from ..report import bins, pick, stream
 
 # %% ../../nbs/13d_answers_outcome.ipynb #75bed4c0
@@ -326,9 +327,9 @@ def left_to_make(wanted, text): return [i for i in wanted if i not in _those_of(
 _NEEDS = {"read": [], "clean": ["read"], "count": ["read"], "train": ["clean"], "draw": ["count"], "copy": ["read"], "report": ["train", "draw"]}
 
 def _stale_inputs(rng):
-    mark = {s: f"{int(rng.integers(16**6)):06x}" for s in _NEEDS}
-    done = {s: {"mark": mark[s], "inputs": {n: mark[n] for n in needed}} for s, needed in _NEEDS.items()}
-    done[str(rng.choice(["clean", "count"]))]["mark"] = f"{int(rng.integers(16**6)):06x}"
+    fingerprint = {s: f"{int(rng.integers(16**6)):06x}" for s in _NEEDS}
+    done = {s: {"fingerprint": fingerprint[s], "inputs": {n: fingerprint[n] for n in needed}} for s, needed in _NEEDS.items()}
+    done[str(rng.choice(["clean", "count"]))]["fingerprint"] = f"{int(rng.integers(16**6)):06x}"
     for s in [*_NEEDS][int(rng.choice([5, 6, 7, 7, 7, 7])):]: del done[s]
     if rng.random() < .3: del done[str(rng.choice(["train", "draw"]))]
     return {s: [*n] for s, n in _NEEDS.items()}, done
@@ -336,14 +337,14 @@ def _stale_inputs(rng):
 def _stale(needs, done, chain=True):
     found = []
     for s, needed in needs.items():
-        fits = s in done and done[s]["inputs"] == {n: done[n]["mark"] for n in needed if n in done}
+        fits = s in done and done[s]["inputs"] == {n: done[n]["fingerprint"] for n in needed if n in done}
         if not fits or chain and any(n in found for n in needed): found.append(s)
     return found
 
 @exercise("stale_stages", "10b_run", _stale_inputs, {
     "a stage can be done and yet be made from what has changed since": lambda needs, done: [s for s in needs if s not in done],
     "a stage that is not done has to be made, whatever its inputs say": lambda needs, done: [s for s in _stale(needs, done) if s in done],
-    "what is built on a stage that is made again is made again, too": lambda needs, done: _stale(needs, done, chain=False),
+    "what is built on a stage that is repeated is repeated, too": lambda needs, done: _stale(needs, done, chain=False),
     "a stage that does not read what has changed can stay as it is":
         lambda needs, done: [*needs][[*needs].index(_stale(needs, done)[0]):]}, draws=30)
 def stale_stages(needs, done): return _stale(needs, done)
@@ -420,7 +421,7 @@ def _overrides(assignments, read): return {(p := a.partition("="))[0]: read(p[0]
     "a value may hold a = itself: split at the first one only":
         lambda given, kinds: _overrides(given, lambda k, t: t == "true" if kinds[k] is bool else kinds[k](t.split("=")[0])),
     "all values are still text": lambda given, kinds: _overrides(given, lambda k, t: t)})
-def typed_overrides(assignments, kinds): return _overrides(assignments, lambda k, t: convert(read_yaml(t), kinds[k], k))
+def typed_overrides(assignments, kinds): return _overrides(assignments, lambda k, t: t == "true" if kinds[k] is bool else kinds[k](t))
 
 # %% ../../nbs/13d_answers_outcome.ipynb #355a2501
 def _flops_inputs(rng): return float(rng.integers(1, 80))*1e8, float(rng.integers(1, 90))*1e5, float(rng.integers(1, 90))*1e5
