@@ -225,11 +225,11 @@ def columns(texts, width):
 # %% ../nbs/15_command.ipynb #7ef1b427
 def chat_command(args):
     "Talk to models"
-    from cai_nb.reading import answer, chat_models
+    from cai_nb.reading import model_loaders, respond
     if args.prompt is not None and not args.prompt.strip():
         raise CommandError('the prompt is empty; write one: --prompt "How do I …?"')
     os.environ.setdefault("CAI_NB_QUIET", "1")
-    models, turn = chat_models(args.target), 0
+    models, turn = {name: load() for name, load in model_loaders([args.target]).items()}, 0
     histories, width = {title: [] for title in models}, shutil.get_terminal_size((100, 24)).columns
     if args.prompt is None:
         print(f"Talking to {', '.join(models)}. An empty line ends, /new begins a new conversation.")
@@ -243,7 +243,7 @@ def chat_command(args):
         if text == "/new":
             histories, turn = {title: [] for title in models}, 0
             continue
-        print(columns(answer(models, histories, text, args, turn), width), flush=True)
+        print(columns(respond(models, histories, text, args, turn), width), flush=True)
         turn += 1
         if args.prompt is not None:
             return 0

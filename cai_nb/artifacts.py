@@ -186,6 +186,7 @@ def get_model(
     local=False,  # with weights that can be looked into
 ):  # a `LanguageModel`
     "A model of a run, loaded once a stage"
+    from cai_nb.model import same_model
     local = local or run.recipe.model.engine == "transformers"
     key = f"{name}, local" if local else name
     if key not in run.cache:
@@ -195,7 +196,7 @@ def get_model(
         load = load_model if local and not paths[0].startswith("server:") else load_for_sampling
         run.cache[key] = load(run.recipe, *paths)
         known, found = (read_json(run.folder / "facts.json") or {}).get("model"), run.cache[key].id
-        if name == "initial" and known not in (None, found):
+        if name == "initial" and known and not same_model(known, found):
             raise RunError(f"{run.folder} was begun with the model {known}, and {run.recipe.model.name} is now {found};"
                            " restore that model or give another folder with --out")
     return run.cache[key]

@@ -41,7 +41,7 @@ def judge_training_pairs(recipe, split):
 
 def scale_layers(lm, layers, depth=30):
     "Layers counted as if the model had `depth`, at the same heights of this model"
-    own = lm.model.config.num_hidden_layers
+    own = lm.model.config.get_text_config().num_hidden_layers
     return tuple(sorted({max(1, round(layer * own / depth)) for layer in layers}))
 
 def judge_layers(recipe, lm, split):

@@ -275,7 +275,7 @@ def plan_text(recipe, hardware=None):
         "key-value cache, 3.5 GiB for the rest; 16 bytes a weight more where all weights are trained",
     ])
 
-# %% ../nbs/10a_plan.ipynb #c996f34f
+# %% ../nbs/10a_plan.ipynb #61cc1e00
 def measure_machine(
     lm,  # LanguageModel, the recipe's
     recipe,  # a Recipe: batch sizes and the adapter
@@ -316,7 +316,7 @@ def measure_machine(
     add_completion_logprob_forward(lm.model)
     model, passes = lm.model, 3
     if s.lora_rank:
-        adapter = lora_config(model.config.num_hidden_layers, s.lora_rank, s.lora_layer_fraction)
+        adapter = lora_config(model, s.lora_rank, s.lora_layer_fraction)
         model, passes = get_peft_model(model, adapter), 1 + s.lora_layer_fraction
     training = seconds(lambda: (-model(input_ids=ids, labels=labels, completion_only=True).mean()).backward(), 2)
     memory = 8 * 2**30

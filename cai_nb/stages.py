@@ -267,8 +267,7 @@ def train_by_ppo(recipe, paths, prompts, reward, folder):
     if recipe.model.four_bit:
         in_four_bits(lm.model)
     if o.lora_rank:
-        adapter = lora_config(lm.model.config.num_hidden_layers, o.lora_rank, o.lora_layer_fraction,
-                              alpha_ratio=o.lora_alpha_ratio)
+        adapter = lora_config(lm.model, o.lora_rank, o.lora_layer_fraction, alpha_ratio=o.lora_alpha_ratio)
     rewards = [PreferenceModel.load(reward), *([boilerplate_penalty] if o.boilerplate_penalty else [])]
     data = [{**p, "prompt": [user(p["prompt"])]} for p in prompts]
     args = PPOConfig(str(folder / "work"), **ppo_settings(recipe, lm.model.num_parameters()))
@@ -286,7 +285,8 @@ def rollout_logger(trainer, records):
     def record(row, n):
         kept = {"id": f"{n}-{row['row']}", "rollout": n, "prompt_id": row.get("id", ""), "kind": row.get("kind", ""),
                 "over_refusal": row.get("over_refusal", False)}
-        kept |= {key: row[key] for key in ("prompt", "completion", "finished")} | {"reward": float(row["each"][0])}
+        kept |= {"prompt": row["prompt"], "response": row["completion"], "finished": row["finished"],
+                 "reward": float(row["each"][0])}
         if len(row["each"]) > 1:
             kept["boilerplate"] = row["each"][1] < 0
         return kept | {"kl": float((row["old_logprobs"] - row["ref_logprobs"]).sum())}
@@ -321,11 +321,12 @@ def progress_callback(rollouts):
 # %% ../nbs/10e_stages.ipynb #9e1e9617
 def evaluation_stage(run, folder):
     "Stage 6: the three models on held-out prompts"
-    from cai_nb.evaluation import evaluate, sample_answers
+    from cai_nb.evaluation import evaluate
     from cai_nb.records import Records
+    from cai_nb.responses import sample_responses
     e, seed, prompts = run.recipe.evaluation, run.recipe.seed, prompts_of(run, part="heldout")
     models = {p: lambda p=p: load_for_sampling(run.recipe, *checkpoint_paths(run, p)) for p in POLICIES}
-    responses = sample_answers(models, prompts, max_tokens=e.max_tokens, temperature=e.temperature, seed=seed,
+    responses = sample_responses(models, prompts, max_tokens=e.max_tokens, temperature=e.temperature, seed=seed,
                                samples=e.samples, records=Records(folder / "records.jsonl"), batch_size=e.batch_size)
     judges = make_evaluation_judges(run)
     result = evaluate(responses, judges, draws=e.draws, seed=seed, reader=get_model(run, "initial", local=True))
