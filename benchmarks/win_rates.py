@@ -22,7 +22,8 @@ from cai_nb.evaluation import RuleJudge, agreement, pairwise_prob, judgements
 from cai_nb.stats import bootstrap
 from cai_nb.figures import probes, records
 from cai_nb.judge import Judge
-from cai_nb.artifacts import JUDGE_LAYERS, layers_of, get_model
+from cai_nb.artifacts import get_model
+from cai_nb.judges import judge_layers
 from cai_nb.run import Run
 from cai_nb.recipe import load_recipe
 from cai_nb.records import QUESTIONS
@@ -68,7 +69,7 @@ def main():
 
         pairs, lm = load_comparisons(args.people, "harmful"), get_model(runs[0], "initial", local=True)
         place = Path(args.judge)
-        own = Judge.load(place, lm) if (place / "judge.json").exists() else Judge.fit(lm, pairs, layers=layers_of(lm, JUDGE_LAYERS))
+        own = Judge.load(place, lm) if (place / "judge.json").exists() else Judge.fit(lm, pairs, layers=judge_layers(load_recipe("laptop"), lm, "judge"))
         own.save(place)
         for name, judge in () if args.all_text else judges["harmlessness"].items():  # people's pairs are the same either way
             p = pairwise_prob(judge, *([q[k] for q in pairs] for k in ("prompt", "better", "worse")))

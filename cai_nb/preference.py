@@ -185,7 +185,9 @@ class PreferenceSettings:
     batch_size: int = 8             # comparisons a step (twice as many dialogues), dealt out among the processes
     accumulation: int = 1           # batches an optimiser step
     schedule: str = "linear"        # of the learning rate
+    warmup_steps: int = 5           # over which it rises; at most a quarter of all
     lora_rank: int = 16             # 0: train every weight
+    lora_alpha_ratio: float = 2.0   # LoRA's alpha divided by the rank
     lora_layer_fraction: float = 0.5         # share of the layers, from the top, that get an adapter
     max_length: int = 256           # tokens; a pair with a longer dialogue is left out, and counted
     four_bit: bool = False          # train the adapter on a trunk in 4 bits (QLoRA)
@@ -269,11 +271,11 @@ def train_preference_model(model_name: str,   # default, folder or hub id
         raise PreferenceError(f"none of {len(rows) + dropped} comparisons can be trained on: {dropped} are longer than "
                               f"max_length={s.max_length} tokens.")
     if s.four_bit: in_four_bits(model)
-    lora = s.lora_rank and lora_config(model, s.lora_rank, s.lora_layer_fraction, task="SEQ_CLS", modules_to_save=["score"])
+    lora = s.lora_rank and lora_config(model, s.lora_rank, s.lora_layer_fraction, alpha_ratio=s.lora_alpha_ratio, task="SEQ_CLS", modules_to_save=["score"])
     steps = int(-(-len(train)//(s.batch_size*s.accumulation))*s.epochs)
     args = RewardConfig(output_dir=str(out), per_device_train_batch_size=per_process(s.batch_size), num_train_epochs=s.epochs,
                         gradient_accumulation_steps=s.accumulation, learning_rate=s.learning_rate,
-                        lr_scheduler_type=s.schedule, warmup_steps=min(5, steps//4), max_length=None, seed=s.seed,
+                        lr_scheduler_type=s.schedule, warmup_steps=min(s.warmup_steps, steps//4), max_length=None, seed=s.seed,
                         train_sampling_strategy="group_by_length", logging_steps=max(1, steps//25), **trainer_defaults(model.num_parameters()))
     start, mine, trunk = time.time(), [rows[i] for i in train], getattr(model, model.base_model_prefix)
     with cache_frozen_activations(trunk, min(lora.layers_to_transform) if lora else 0):

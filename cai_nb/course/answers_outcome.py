@@ -39,9 +39,10 @@ from ..dialogue import Html, escape, visible
 from ..evaluation import agreement, pairwise_prob
 from ..figures import as_elo
 from ..measures import distinct
-from ..plan import Shape, Work
+from ..plan import Hardware, Shape, Work
 from ..reading import unblind
-from ..recipe import Hardware, RecipeError, convert, nearest_key, read_yaml
+from ..recipe import RecipeError
+from ..schema import nearest_key
 from ..report import pick, stream
 from ..run import RunError
 from ..stages import largest_divisor
@@ -389,8 +390,8 @@ _NEEDS = {"read": [], "clean": ["read"], "count": ["read"], "train": ["clean"], 
 
 def _stale_inputs(rng):
     mark = {s: f"{int(rng.integers(16**6)):06x}" for s in _NEEDS}
-    done = {s: {"mark": mark[s], "inputs": {n: mark[n] for n in needed}} for s, needed in _NEEDS.items()}
-    done[str(rng.choice(["clean", "count"]))]["mark"] = f"{int(rng.integers(16**6)):06x}"
+    done = {s: {"fingerprint": mark[s], "inputs": {n: mark[n] for n in needed}} for s, needed in _NEEDS.items()}
+    done[str(rng.choice(["clean", "count"]))]["fingerprint"] = f"{int(rng.integers(16**6)):06x}"
     for s in [*_NEEDS][int(rng.choice([5, 6, 7, 7, 7, 7])):]:
         del done[s]
     if rng.random() < .3:
@@ -400,7 +401,7 @@ def _stale_inputs(rng):
 def _stale(needs, done, chain=True):
     found = []
     for s, needed in needs.items():
-        fits = s in done and done[s]["inputs"] == {n: done[n]["mark"] for n in needed if n in done}
+        fits = s in done and done[s]["inputs"] == {n: done[n]["fingerprint"] for n in needed if n in done}
         if not fits or chain and any(n in found for n in needed):
             found.append(s)
     return found
@@ -499,7 +500,7 @@ def _overrides(assignments, read): return {(p := a.partition("="))[0]: read(p[0]
         lambda given, kinds: _overrides(
             given, lambda k, t: t == "true" if kinds[k] is bool else kinds[k](t.split("=")[0])),
     "all values are still text": lambda given, kinds: _overrides(given, lambda k, t: t)})
-def typed_overrides(assignments, kinds): return _overrides(assignments, lambda k, t: convert(read_yaml(t), kinds[k], k))
+def typed_overrides(assignments, kinds): return _overrides(assignments, lambda k, t: t == "true" if kinds[k] is bool else kinds[k](t))
 
 # %% ../../nbs/13d_answers_outcome.ipynb #355a2501
 def _flops_inputs(rng):
