@@ -105,7 +105,7 @@ def peer(s):
     from trl import __version__
     from trl.experimental.ppo import PPOConfig, PPOTrainer
 
-    from cai_nb.dialogue import render
+    from cai_nb.chat_template import render
     from cai_nb.model import load_pretrained
 
     assert __version__ == PEER, __version__

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from bench import arguments, show, write
 
-from cai_nb.dialogue import CaiError, progress
+from cai_nb.chat_template import chat_format
+from cai_nb.dialogue import CaiError, as_messages, progress
 from cai_nb.model import lora_config
 from cai_nb.artifacts import load_model, rl_prompts
 from cai_nb.run import Run, checkpoint_paths
@@ -33,9 +34,8 @@ def gradient(model, tokenizer, prompts, opening):
     learnt, total = [p for p in model.parameters() if p.requires_grad], 0
     completion = tokenizer(opening, add_special_tokens=False)["input_ids"]
     for k in range(0, len(prompts), BATCH):
-        rows = [{"prompt_ids": list(tokenizer.apply_chat_template([{"role": "user", "content": p["prompt"]}], add_generation_prompt=True,
-                                                                  return_dict=False)), "completion_ids": completion}
-                for p in prompts[k : k + BATCH]]  # fmt: skip
+        asked = chat_format(tokenizer).prompt_ids([as_messages(p["prompt"]) for p in prompts[k : k + BATCH]])
+        rows = [{"prompt_ids": ids, "completion_ids": completion} for ids in asked]
         batch = collate(rows)
         logprobs = model(input_ids=batch["input_ids"], completion_mask=batch["completion_mask"], want_values=False)[0]
         parts = torch.autograd.grad(logprobs.sum() / len(prompts), learnt, allow_unused=True)

@@ -18,7 +18,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from transformers import GenerationConfig, PreTrainedModel
+from .chat_template import stop_token_ids
 from .model import run_upper_layers, in_chunks, load_pretrained, is_full_attention, capture_lower_states, generate_tokens
+from .model import set_stop_tokens
 from .ppo_math import PPOError, entropy
 
 # %% ../nbs/08a_ppo_model.ipynb #b6c7c338
@@ -243,11 +245,10 @@ def no_dropout(model):
     return model
 
 def stop_ids(model, tokenizer) -> list[int]:
-    "Every id that ends a completion: the tokenizer's end token and those of the model's generation settings"
-    more = getattr(model.generation_config, "eos_token_id", None)
-    ids = {tokenizer.eos_token_id, *(more if isinstance(more, (list, tuple)) else [more])} - {None}
+    "Every id that ends a completion: the chat template's end of turn, the tokenizer's end token, those of the generation settings"
+    ids = stop_token_ids(tokenizer, model.generation_config)
     if not ids: raise PPOError("neither tokenizer nor generation settings name an end token; set tokenizer.eos_token.")
-    return sorted(ids)
+    return ids
 
 # %% ../nbs/08a_ppo_model.ipynb #6efdb9cd
 def prepare_policy(
@@ -271,6 +272,7 @@ def prepare_policy(
     if peft_config is None and any(p.dtype in (torch.bfloat16, torch.float16) for p in model.parameters()):
         raise PPOError("full training in 16 bits loses updates as small as PPO's: load the model in float32 (bf16=True "
                        "still computes in bfloat16), or pass a peft_config.")
+    set_stop_tokens(model, tokenizer)  # so that a saved policy ends its turns
     policy = attach_value_head(model.requires_grad_(peft_config is None))
     if peft_config is not None:
         from peft import get_peft_model

@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
-from .dialogue import CaiError, render
+from .chat_template import chat_format
+from .dialogue import CaiError
 from .records import _OLD_KINDS, KINDS, kind_of
 from .model import for_batches, in_four_bits, load_pretrained, lora_config, prepacked_weights, per_process, cache_frozen_activations, trainer_defaults
 
@@ -116,7 +117,7 @@ def sequence_classifier(name: str = "default", adapter=None, dtype=None, device=
 # %% ../nbs/07_preference.ipynb #8a32f27a
 def encode_dialogue(messages, tokenizer) -> list[int]:
     "Token ids of a dialogue that ends with the assistant's end-of-turn token, where the score is read"
-    return tokenizer(render(messages, tokenizer).rstrip("\n"), add_special_tokens=False)["input_ids"]
+    return chat_format(tokenizer).finished_ids(messages)[0]
 
 # %% ../nbs/07_preference.ipynb #8a32f27c
 class PreferenceModel:

@@ -10,7 +10,7 @@ __all__ = ['CRITIQUE', 'REVISION', 'RevisionError', 'critique_messages', 'revisi
 import re
 from dataclasses import asdict, dataclass
 from .constitution import rng
-from .dialogue import CaiError, Html, assistant, diff_html, escape, user
+from .dialogue import CaiError, Html, as_messages, assistant, diff_html, escape, user
 from .model import prefix_caching
 
 # %% ../nbs/04_revision.ipynb #6f76f451
@@ -20,10 +20,6 @@ class RevisionError(CaiError):
 CRITIQUE, REVISION = "Critique request: ", "Revision request: "
 
 # %% ../nbs/04_revision.ipynb #7fdb3abb
-def as_messages(prompt):
-    "A prompt as a dialogue: a text is one turn of the human's"
-    return [user(prompt)] if isinstance(prompt, str) else list(prompt)
-
 def exemplar_messages(exemplar, principle, critique: bool = True):
     "A whole exemplar as a dialogue: prompt, response, critique (if wanted), revision"
     messages = [*exemplar.messages, assistant(exemplar.response)]

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['CRITIC_SETTINGS', 'TrainingError', 'sft_examples', 'encode_example', 'SFTSettings', 'add_completion_logprob_forward',
-           'enable_padding_free', 'CompletionTrainer', 'training_rows', 'finetune', 'card', 'finetune_critic']
+           'enable_padding_free', 'CompletionTrainer', 'turn_by_turn', 'training_rows', 'finetune', 'card',
+           'finetune_critic']
 
 # %% ../nbs/05_sft.ipynb #fe5ed98b
 import functools, json, time
@@ -12,7 +13,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 import torch
 from trl import SFTConfig, SFTTrainer
-from .dialogue import CaiError, assistant, defuse, render
+from .chat_template import chat_format
+from .dialogue import CaiError, assistant
 from .model import in_four_bits, load_pretrained, lora_config, per_process, token_logprobs, trainer_defaults
 
 # %% ../nbs/05_sft.ipynb #b301faae
@@ -38,18 +40,12 @@ def encode_example(prompt,      # messages; nothing here is trained on
                    finished: bool = True) -> dict:  # False: the last turn was cut off, and its end is not learnt
     "`input_ids` and `labels` (−100 where nothing is learnt) of one example; each `(T,)`"
     messages = [*prompt, *completion]
-    text = render(messages, tokenizer)
-    coded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    ids, labels = coded["input_ids"], [-100]*len(coded["input_ids"])
-    for k in range(len(prompt), len(messages)):
-        if messages[k]["role"] != "assistant": continue
-        start = len(render(messages[:k], tokenizer, add_generation_prompt=True))
-        end = len(render(messages[:k + 1], tokenizer).rstrip("\n"))
-        if not finished and k == len(messages) - 1:
-            said = defuse(messages[k]["content"], tokenizer).strip()
-            end = text.rindex(said) + len(said)
-        for i, (a, b) in enumerate(coded["offset_mapping"]):
-            if start <= a < b <= end: labels[i] = ids[i]
+    ids, turns = chat_format(tokenizer).encode(messages, first=len(prompt))
+    labels = [-100]*len(ids)
+    for turn in turns:
+        cut_off = not finished and turn.message == len(messages) - 1
+        end = turn.stop if cut_off else turn.end
+        labels[turn.start:end] = ids[turn.start:end]
     return {"input_ids": ids, "labels": labels}
 
 # %% ../nbs/05_sft.ipynb #21aba13f
@@ -101,8 +97,17 @@ class CompletionTrainer(SFTTrainer):
         return -logprobs.sum()*share/(len(logprobs) if num_items_in_batch is None else num_items_in_batch)  # the gradient is a mean over processes
 
 # %% ../nbs/05_sft.ipynb #7ec2f9ba
+def turn_by_turn(example):
+    "An example of its own for each of the assistant's turns that are trained on"
+    messages, first = [*example["prompt"], *example["completion"]], len(example["prompt"])
+    turns = [k for k in range(first, len(messages)) if messages[k]["role"] == "assistant"]
+    return [{"prompt": messages[:k], "completion": [messages[k]],
+             "finished": k < len(messages) - 1 or example.get("finished", True)} for k in turns]
+
 def training_rows(examples, tokenizer, max_length: int):
     "Encoded rows and how many examples were too long or had nothing to learn"
+    if not chat_format(tokenizer).stable:  # each turn is learnt as it will be sampled: as the last one
+        examples = [one for e in examples for one in turn_by_turn(e)]
     rows = [encode_example(e["prompt"], e["completion"], tokenizer, e.get("finished", True)) for e in examples]
     kept = [r for r in rows if len(r["input_ids"]) <= max_length and any(t >= 0 for t in r["labels"])]
     if not kept:

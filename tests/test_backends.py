@@ -172,6 +172,7 @@ class Server:
     def __init__(self, lm, logprobs=True):
         outer = self
         self.lm, self.logprobs, self.moods, self.seen, self.most, self.now = lm, logprobs, [], [], 0, 0
+        self.strict = False  # True: only the protocol's own fields are known
         self.gate, self.lock = threading.Lock(), threading.Lock()
 
         class Handler(http.server.BaseHTTPRequestHandler):
@@ -200,6 +201,8 @@ class Server:
                 status = int(mood) if mood.isdigit() else 200
                 if status != 200:
                     said = {"error": {"message": f"no: Bearer {KEY} and more", "type": "t", "code": None}}
+                elif outer.strict and "stop_token_ids" in body:
+                    status, said = 422, {"error": {"message": "Unexpected keys in the request: {'stop_token_ids'}"}}
                 elif "logprobs" in body and not outer.logprobs:
                     status, said = 422, {"error": {"message": "Unsupported fields: logprobs"}}
                 else:
