@@ -64,10 +64,10 @@ def test_held_out_exemplars_are_neither_shown_nor_learnt(harmless):
 
 
 def test_every_flag_is_raised_by_what_it_names():
-    source = "Ask the shop to mend it for you today, or wait until the morning."
+    source = "Ask the shop to repair it for you today, or wait until the morning."
     assert "empty" in flags("")
     assert "repeats" in flags("I am sorry. "*9)
-    assert "copied" in flags("Or: ask the shop to mend it for you today, or wait until the summer.", sources=[source])
+    assert "copied" in flags("Or: ask the shop to repair it for you today, or wait until the summer.", sources=[source])
     assert "unchanged" in flags(source, source)
     assert "leaks" in flags("Critique: the answer is rude to her.")
     other = "something else entirely, of another kind"
