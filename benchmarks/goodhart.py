@@ -39,7 +39,7 @@ def climb(run, beta, rollouts, keep=None):
                 "lr_scheduler_type": "constant", "save_strategy": "no", "sample_rollouts": max(1, rollouts // 2), "num_samples": 6}  # fmt: skip
     trainer = PPOTrainer(
         lm, PreferenceModel.load(run.path("preference") / "model"), PPOConfig(str(work), **settings), data,
-        eval_dataset=data[:3] + data[-3:], peft_config=lora_config(lm.model.config.num_hidden_layers, o.lora_rank, o.lora_layer_fraction),
+        eval_dataset=data[:3] + data[-3:], peft_config=lora_config(lm.model, o.lora_rank, o.lora_layer_fraction),
     )  # fmt: skip
     trainer.remove_callback(PrinterCallback)
     trainer.train()

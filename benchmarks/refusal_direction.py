@@ -48,7 +48,7 @@ def rows_of(run):
     recipe = run.recipe
     lm = load_model(recipe, *checkpoint_paths(run, "sl-cai"))
     torch.manual_seed(recipe.seed)
-    adapter = lora_config(lm.model.config.num_hidden_layers, recipe.ppo.lora_rank or 16, recipe.ppo.lora_layer_fraction)
+    adapter = lora_config(lm.model, recipe.ppo.lora_rank or 16, recipe.ppo.lora_layer_fraction)
     model, _, tokenizer = prepare_policy(lm, peft_config=adapter)
     prompts = rl_prompts(run)
     draw, groups = np.random.default_rng(recipe.seed), {}

@@ -12,14 +12,13 @@ __all__ = ['JUDGE_LAYERS', 'select_prompts', 'longest_prompt', 'make_prompts', '
 # %% ../nbs/10c_artifacts.ipynb #f689be8d
 import hashlib
 import json
-import shutil
 from collections import Counter
 from pathlib import Path
 
 from .dialogue import CaiError
 from .plan import REQUEST
-from .records import KINDS, QUESTIONS, iter_jsonl
-from .run import RunError, constitution_of, checkpoint_paths, read_json, write_json
+from .records import KINDS, QUESTIONS, iter_jsonl, read_json, whole_folder, write_json, write_text
+from .run import RunError, constitution_of, checkpoint_paths
 
 # %% ../nbs/10c_artifacts.ipynb #ee4002c9
 def select_prompts(recipe, sources, train, heldout, about, fit):
@@ -93,10 +92,8 @@ def make_prompts(run):
         raise RunError(
             "no harmful prompt is left to train on; give more with prompts.harmful, or raise prompts.max_tokens"
         )
-    half = run.folder / "prompts.jsonl.part"
-    half.write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
     write_json(run.folder / "facts.json", {"model": lm.id, "prompts": len(rows), "left_out_as_too_long": long})
-    half.replace(run.folder / "prompts.jsonl")
+    write_text(run.folder / "prompts.jsonl", "".join(json.dumps(r) + "\n" for r in rows))
 
 
 def prompts_of(run, kind=None, part=None):
@@ -116,13 +113,13 @@ def critic_adapter(name, recipe, note, out=None, again=False):
     "Folder of the warm-up adapter that fits model and constitution: bundled, in the cache, or made now"
     from cai_nb.constitution import Constitution
     from cai_nb.dialogue import data_path
-    from cai_nb.model import cache_dir
+    from cai_nb.model import cache_dir, model_id
 
     wanted = set(recipe.constitution.harmful_prompts) | set(recipe.constitution.benign_prompts)
     bundled = {path.stem for path in data_path("constitutions").glob("*.yaml")}
     several = [Constitution.load(n) for n in sorted(bundled if wanted <= bundled else wanted)]
     marks = {c.name: exemplars_fingerprint(c) for c in several}
-    key = hashlib.sha256(json.dumps([name, marks], sort_keys=True).encode()).hexdigest()[:12]
+    key = hashlib.sha256(json.dumps([name if name == "default" else model_id(name), marks], sort_keys=True).encode()).hexdigest()[:12]
     cached = cache_dir() / "critics" / key
     if not again and name == "default" and wanted <= bundled and (shipped := shipped_critic()):
         known = (read_json(shipped / "metrics.json") or {}).get("constitutions", {})
@@ -166,13 +163,8 @@ def make_critic(name, constitutions, marks, out, note):
     from cai_nb.sft import finetune_critic
 
     note(f"warm-up: the critic learns from the exemplars of {', '.join(marks)}; this is done once")
-    half = out.with_name(out.name + ".part")
-    shutil.rmtree(half, ignore_errors=True)
-    half.mkdir(parents=True)
-    finetune_critic(name, critic_examples(constitutions), half, marks)
-    if out.exists():
-        shutil.rmtree(out)
-    half.replace(out)
+    with whole_folder(out) as folder:
+        finetune_critic(name, critic_examples(constitutions), folder, marks)
     return out
 
 # %% ../nbs/10c_artifacts.ipynb #8e9f2be5
@@ -220,6 +212,8 @@ def load_for_sampling(recipe, name, adapters=()):
 
 def get_model(run, which, local=False):
     "The `LanguageModel` of a policy or of the critic, loaded once a stage; `local`: with weights that can be looked into"
+    from cai_nb.model import same_model
+
     local = local or run.recipe.model.engine == "transformers"
     key = which if not local else f"{which}, local"
     if key not in run.cache:
@@ -229,11 +223,10 @@ def get_model(run, which, local=False):
         server = parts[0].startswith("server:")
         run.cache[key] = (load_model if local and not server else load_for_sampling)(run.recipe, *parts)
         known = (read_json(run.folder / "facts.json") or {}).get("model")
-        if which == "initial" and known not in (None, run.cache[key].id):
+        if which == "initial" and known and not same_model(known, run.cache[key].id):
             raise RunError(f"{run.folder} was begun with the model {known}, and {run.recipe.model.name} is now "
                            f"{run.cache[key].id}; restore that model or give another folder with --out")
     return run.cache[key]
-
 
 # %% ../nbs/10c_artifacts.ipynb #92c87384
 JUDGE_LAYERS = (22, 30)  # that the evaluation's judge reads, of the default model's 30; the labelling judge reads others
@@ -281,7 +274,7 @@ def texts_fingerprint(pairs):
 # %% ../nbs/10c_artifacts.ipynb #fb5f7172
 def layers_of(lm, layers, depth=30):
     "Layers chosen for the default model's 30, at the same heights of another model"
-    own = lm.model.config.num_hidden_layers
+    own = lm.model.config.get_text_config().num_hidden_layers
     return tuple(sorted({max(1, round(layer * own / depth)) for layer in layers}))
 
 # %% ../nbs/10c_artifacts.ipynb #92c87385

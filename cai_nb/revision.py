@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from .constitution import rng
 from .dialogue import CaiError, Html, as_messages, assistant, diff_html, escape, user
 from .model import prefix_caching
+from .text import content_words, ngrams, repetition
 
 # %% ../nbs/04_revision.ipynb #6f76f451
 class RevisionError(CaiError):
@@ -47,44 +48,35 @@ def revision_messages(prompt, response, principle,  # as for `critique_messages`
         before = [*critique_messages(prompt, response, principle, exemplars), assistant(critique or "…")]
     return [*before, user(REVISION + principle.revision)]
 
-# %% ../nbs/04_revision.ipynb #aa8b8713
-def words(text: str) -> set:
-    "The content words of a text: four letters or more, lower case, without stop words"
-    from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
-    return set(re.findall(r"[a-z]{4,}", text.lower())) - ENGLISH_STOP_WORDS
-
 # %% ../nbs/04_revision.ipynb #27331f0e
 def pick_exemplars(principle, prompt,  # text, or a dialogue, of which the last turn counts
                    k: int,             # how many at most
                    seed: int = 0) -> list:
     "The `k` training exemplars of a principle whose prompts are most similar to this one (Jaccard, content words)"
     text = as_messages(prompt)[-1]["content"]
-    mine = words(text)
+    mine = set(content_words(text))
     def similarity(e):
-        theirs = words(e.prompt)
+        theirs = set(content_words(e.prompt))
         return len(mine & theirs)/max(1, len(mine | theirs)), rng(e.id, text, seed=seed).random()
     pool = [e for e in principle.exemplars if e.split == "train" and e.prompt != text]
     return sorted(pool, key=similarity, reverse=True)[:k]
 
 # %% ../nbs/04_revision.ipynb #77c7a1d6
-def ngrams(text: str, n: int) -> list:
-    "Lower-case word n-grams"
-    w = re.findall(r"[\w']+", text.lower())
-    return [tuple(w[i:i + n]) for i in range(len(w) - n + 1)]
+def lower_words(text: str) -> list:
+    return re.findall(r"[\w']+", text.lower())
 
 def repeats(text: str) -> bool:
     "Whether more than a third of the text's word trigrams are repetitions"
-    grams = ngrams(text, 3)
-    return len(grams) >= 8 and 1 - len(set(grams))/len(grams) > 1/3
+    return len(lower_words(text)) >= 10 and repetition(lower_words(text), 3) > 1/3
 
 def copied(text: str, sources, n: int = 12) -> bool:
     "Whether the text shares a run of `n` words with one of the sources"
-    mine = set(ngrams(text, n))
-    return any(mine & set(ngrams(s, n)) for s in sources)
+    mine = set(ngrams(lower_words(text), n))
+    return any(mine & set(ngrams(lower_words(s), n)) for s in sources)
 
 def bigram_jaccard(a: str, b: str) -> float:
     "Jaccard similarity of the word bigrams of two texts, 0 to 1"
-    x, y = set(ngrams(a, 2)), set(ngrams(b, 2))
+    x, y = set(ngrams(lower_words(a), 2)), set(ngrams(lower_words(b), 2))
     return len(x & y)/max(1, len(x | y))
 
 # %% ../nbs/04_revision.ipynb #e2f65c6a

@@ -29,7 +29,7 @@ from cai_nb.artifacts import (
 )
 from .dialogue import CaiError
 from .plan import plan
-from .records import KINDS
+from .records import KINDS, read_json, write_json, write_text
 from cai_nb.run import (
     POLICIES,
     Run,
@@ -40,9 +40,7 @@ from cai_nb.run import (
     locked,
     open_run,
     checkpoint_paths,
-    read_json,
     run_stage,
-    write_json,
 )
 
 # %% ../nbs/10e_stages.ipynb #1c9720c4
@@ -157,9 +155,7 @@ def save_metrics(folder, metrics, **counts):
     metrics = dict(metrics)
     log = metrics.pop("curve", None) or metrics.pop("log", None) or []
     write_json(folder / "metrics.json", metrics)
-    half = folder / "log.jsonl.part"
-    half.write_text("".join(json.dumps(row) + "\n" for row in log), encoding="utf-8")
-    half.replace(folder / "log.jsonl")
+    write_text(folder / "log.jsonl", "".join(json.dumps(row) + "\n" for row in log))
     return {**counts, **{k: metrics[k] for k in ("examples", "dropped", "steps") if k in metrics}}
 
 # %% ../nbs/10e_stages.ipynb #3ca4790c
@@ -377,7 +373,7 @@ def train_by_ppo(recipe, parts, prompts, reward, folder):
     lm = load_model(recipe, *parts, dtype=None if o.lora_rank else "float32")
     if recipe.model.four_bit:
         in_four_bits(lm.model)
-    adapter = lora_config(lm.model.config.num_hidden_layers, o.lora_rank, o.lora_layer_fraction) if o.lora_rank else None
+    adapter = lora_config(lm.model, o.lora_rank, o.lora_layer_fraction) if o.lora_rank else None
     rewards = [PreferenceModel.load(reward), boilerplate_penalty] if o.boilerplate_penalty else PreferenceModel.load(reward)
     data = [{**p, "prompt": [{"role": "user", "content": p["prompt"]}]} for p in prompts]
     args = PPOConfig(str(folder / "work"), **ppo_arguments(recipe, lm.model.num_parameters()))
@@ -387,7 +383,6 @@ def train_by_ppo(recipe, parts, prompts, reward, folder):
     trainer.train(resume_from_checkpoint=True)
     trainer.save_model(str(folder / "model"))
     return [entry for entry in trainer.state.log_history if "rollout" in entry], trainer.state.global_step
-
 
 # %% ../nbs/10e_stages.ipynb #3748d633
 def rollout_logger(trainer, records):
@@ -400,7 +395,7 @@ def rollout_logger(trainer, records):
                 n = logs["rollout"]
                 rows = [(f"{n}-{r['row']}", r) for r in trainer.rows]  # a rollout made again after a kill is the same
                 records.extend({"id": key, "rollout": n, "prompt_id": r.get("id", ""), "kind": r.get("kind", ""), "over_refusal": r.get("over_refusal", False),
-                                **{k: r[k] for k in ("prompt", "completion", "finished")}, "reward": float(r["each"][0]),
+                                "prompt": r["prompt"], "response": r["completion"], "finished": r["finished"], "reward": float(r["each"][0]),
                                 **({"boilerplate": r["each"][1] < 0} if len(r["each"]) > 1 else {}),
                                 "kl": float((r["old_logprobs"] - r["ref_logprobs"]).sum())}
                                for key, r in rows if key not in records.ids)
@@ -432,13 +427,14 @@ def progress_callback(rollouts):
 # %% ../nbs/10e_stages.ipynb #9e1e9617
 def evaluation_stage(run, folder):
     "Stage 6: the three models on held-out prompts (notebook 09)"
-    from cai_nb.evaluation import evaluate, sample_answers
+    from cai_nb.evaluation import evaluate
     from cai_nb.records import Records
+    from cai_nb.responses import sample_responses
 
     e, seed = run.recipe.evaluation, run.recipe.seed
     prompts = prompts_of(run, part="heldout")
     models = {which: lambda which=which: load_for_sampling(run.recipe, *checkpoint_paths(run, which)) for which in POLICIES}
-    samples = sample_answers(
+    samples = sample_responses(
         models,
         prompts,
         max_tokens=e.max_tokens,
@@ -554,7 +550,7 @@ def measure_machine(recipe, tokens=12):  # tokens of the answers that are timed
     labels[:, :40] = -100  # a prompt's
     reading = seconds(read)  # without the adapter, which comes now
     model = lm.model if not recipe.sft.lora_rank else get_peft_model(
-        lm.model, lora_config(lm.model.config.num_hidden_layers, recipe.sft.lora_rank, recipe.sft.lora_layer_fraction))
+        lm.model, lora_config(lm.model, recipe.sft.lora_rank, recipe.sft.lora_layer_fraction))
 
     def train(k):
         for _ in range(1 + (k > 1)):
@@ -570,4 +566,3 @@ def measure_machine(recipe, tokens=12):  # tokens of the answers that are timed
         os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 8 * 2**30)
     return Hardware("this machine", 2 * n / sampling, 2 * passes * n / training, float("inf"), 0.0, memory / 2**30, basis, 2 * n / reading,
                     remembers=lm.device.type == "cpu")
-

@@ -3,6 +3,7 @@
 import http.server
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -142,7 +143,7 @@ def test_vllm_serves_the_merged_adapter(vllm, folder, tmp_path, monkeypatch):
 
     monkeypatch.setenv("CAI_NB_CACHE", str(tmp_path / "cache"))
     base, _, _ = load_pretrained(folder, dtype="float32", device="cpu")
-    tuned = get_peft_model(base, lora_config(4, 4))
+    tuned = get_peft_model(base, lora_config(base, 4))
     for name, p in tuned.named_parameters():
         if "lora_B" in name:
             p.data.normal_(std=0.2)
@@ -154,6 +155,14 @@ def test_vllm_serves_the_merged_adapter(vllm, folder, tmp_path, monkeypatch):
     assert not np.allclose(lm.option_logprobs(ASKED), plain.option_logprobs(ASKED), atol=1e-3)
     again = open_model(folder, adapter=tmp_path / "adapter", engine="vllm")  # from the cache
     np.testing.assert_array_equal(again.option_logprobs(ASKED), lm.option_logprobs(ASKED))
+    changed = tmp_path / "changed"  # the same base but for its last layer: what was merged with the other must not serve it
+    shutil.copytree(folder, changed / Path(folder).name)
+    weights = next((changed / Path(folder).name).glob("*.safetensors"))
+    data = bytearray(weights.read_bytes())
+    data[-4:] = b"\x00\x00\x00\x40"
+    weights.write_bytes(data)
+    assert open_model(str(changed / Path(folder).name), adapter=tmp_path / "adapter", engine="vllm").id != lm.id
+    assert len([p for p in (tmp_path / "cache" / "merged").iterdir() if p.is_dir()]) == 2
 
 
 def test_without_vllm_the_extra_is_named(folder):
@@ -349,7 +358,7 @@ def test_the_stages_take_any_body(server, vllm, model, folder, tmp_path):
     "Responses, critiques and revisions, labels in three ways, evaluation: greedy, so that all bodies say the same"
     from cai_nb import feedback as fb
     from cai_nb.constitution import Constitution
-    from cai_nb.evaluation import sample_answers
+    from cai_nb.responses import sample_responses
     from cai_nb.revision import RevisionConfig, revise
 
     rules = Constitution.load("harmlessness")
@@ -360,8 +369,8 @@ def test_the_stages_take_any_body(server, vllm, model, folder, tmp_path):
     def everything(lm):
         revised = revise(lm, prompts, rules, config)
         labels = fb.contrastive_log_likelihood(lm, pairs, rules)
-        said = sample_answers({"m": lm}, prompts, max_tokens=5, temperature=0)["m"]
-        return [s["text"] for r in revised for s in r["steps"]], [r["p_first"] for r in labels], [r["completion"] for r in said]
+        said = sample_responses({"m": lm}, prompts, max_tokens=5, temperature=0)["m"]
+        return [s["text"] for r in revised for s in r["steps"]], [r["p_first"] for r in labels], [r["response"] for r in said]
 
     here = everything(model)
     for lm in (open_model(folder, engine="vllm"), ServerModel(server.url, "tiny", folder)):
