@@ -4,7 +4,7 @@
 
 The default model responds to N harmful prompts of the training split; the bundled critic criticises and revises each response
 in four ways: (a) under the principle that was drawn; (b) under a principle that was drawn for another prompt, with the same
-random numbers; (c) under the drawn principle again, with other random numbers; (d) with both exchanged. If the principle
+random numbers; (c) under the drawn principle again, with other random numbers; (d) with both changed. If the principle
 mattered, (a) would resemble (c) more than (d), and (b) would differ from (a). Similarity is the Jaccard similarity of word
 bigrams.
 
@@ -27,7 +27,7 @@ from cai_nb.prompts import load_prompts, split_prompts
 from cai_nb.revision import RevisionConfig, bigram_jaccard, critique_messages, revise, revise_round
 from cai_nb.stats import bootstrap, paired_difference
 
-WAYS = {"b": "other principle, same random numbers", "c": "same principle, other random numbers", "d": "both exchanged"}
+WAYS = {"b": "other principle, same random numbers", "c": "same principle, other random numbers", "d": "other principle, other random numbers"}
 OTHER_SEED = 1000  # added to the seed: other random numbers
 
 
@@ -70,7 +70,7 @@ def change_rows(runs, ids):
                          "identical_high": same.high, "similarity": near.mean, "low": near.low, "high": near.high,
                          "prompts": near.n, "pairs": len(alike[way])})  # fmt: skip
         gain = paired_difference(alike["c"], alike["d"], groups)
-        rows.append({"text": what, "against": "same less other principle, other random numbers both times",
+        rows.append({"text": what, "against": "difference: same less other principle, with other random numbers",
                      "similarity": gain.mean, "low": gain.low, "high": gain.high, "prompts": gain.n,
                      "pairs": len(groups)})  # fmt: skip
     return rows

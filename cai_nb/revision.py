@@ -48,7 +48,7 @@ def revision_messages(prompt, response, principle,  # as for `critique_messages`
         before = [*critique_messages(prompt, response, principle, exemplars), assistant(critique or "…")]
     return [*before, user(REVISION + principle.revision)]
 
-# %% ../nbs/04_revision.ipynb #27331f0e
+# %% ../nbs/04_revision.ipynb #aa8b8713
 def pick_exemplars(principle, prompt,  # text, or a dialogue, of which the last turn counts
                    k: int,             # how many at most
                    seed: int = 0) -> list:

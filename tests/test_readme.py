@@ -35,9 +35,10 @@ def test_the_example_is_ten_lines_of_the_top_level_api():
     tree = ast.parse(example())
     imports = [node for node in ast.walk(tree) if isinstance(node, (ast.Import, ast.ImportFrom))]
     assert [ast.unparse(node) for node in imports] == ["import cai_nb"]
-    used = {node.attr for node in ast.walk(tree)
-            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "cai_nb"}  # fmt: skip
-    assert {"LanguageModel", "Constitution", "revise", "finetune", "train_preference_model"} <= used <= set(cai_nb.__all__)
+    attributes = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
+    used = {node.attr for node in attributes if ast.unparse(node.value) == "cai_nb"}
+    assert {"LanguageModel", "Constitution", "revise", "finetune", "train_preference_model"} <= used
+    assert used <= set(cai_nb.__all__)
     assert len(tree.body) - len(imports) == 10
 
 
@@ -88,24 +89,31 @@ def test_what_is_said_of_the_critic_is_what_was_measured():
 
 def test_refusal_rates_in_the_prose_are_those_of_the_runs():
     runs = [saved("results", name, "evaluation.json")["kinds"] for name in ("laptop", "laptop-1", "laptop-2")]
-    rates = {kind: [f"{100 * r[kind]['shares']['refusal']['rl-cai']['mean']:.0f} %" for r in runs] for kind in ("benign", "over_refusal")}
-    assert ", ".join(rates["benign"]) in README
-    assert f"refuses {rates['benign'][0]} of plain benign prompts in this run, {rates['benign'][1]} and {rates['benign'][2]}" in CARD
-    assert f"{rates['over_refusal'][0]}, {rates['over_refusal'][1]} and {rates['over_refusal'][2]} of over-refusal prompts" in CARD
+
+    def rates(kind):
+        return [f"{100 * kinds[kind]['shares']['refusal']['rl-cai']['mean']:.0f} %" for kinds in runs]
+
+    assert ", ".join(rates("benign")) in README
+    first, second, third = rates("benign")
+    assert f"refuses {first} of plain benign prompts in this run, {second} and {third} with the two other seeds" in CARD
+    first, second, third = rates("over_refusal")
+    assert f"{first}, {second} and {third} of over-refusal prompts" in CARD
 
 
 def test_numbers_of_the_research_log_are_the_saved_ones():
     rows = saved("benchmarks", "results", "outcomes-price.json")["rows"]
-    rates = {penalty: [r["boilerplate, rl-cai"][:4] for r in rows if r["ppo.boilerplate_penalty"] == penalty] for penalty in (0.0, 0.5)}
-    assert all(len(three) == 3 and f"{three[0]}, {three[1]} and {three[2]}" in LOG for three in rates.values())
-    cosines = {r["opening"]: r for r in saved("benchmarks", "results", "refusal-direction.json")["rows"] if r["run"] == "laptop"}
-    refusal = cosines["I'm sorry, but I can't"]
-    for value in (refusal["harmful, benign"], refusal["harmful, other harmful"], cosines["The"]["harmful, benign"]):
+    for penalty in (0.0, 0.5):
+        rates = [r["boilerplate, rl-cai"][:4] for r in rows if r["ppo.boilerplate_penalty"] == penalty]
+        assert len(rates) == 3 and f"{rates[0]}, {rates[1]} and {rates[2]}" in LOG
+    cosines = saved("benchmarks", "results", "refusal-direction.json")["rows"]
+    by_opening = {r["opening"]: r for r in cosines if r["run"] == "laptop"}
+    refusal = by_opening["I'm sorry, but I can't"]
+    for value in (refusal["harmful, benign"], refusal["harmful, other harmful"], by_opening["The"]["harmful, benign"]):
         assert f"{value:.2f}" in LOG
 
 
-def test_no_page_for_readers_speaks_of_what_it_said_before():
+def test_no_page_for_readers_has_history_or_coined_words():
+    words = r"in a hundred\b|of 100\b|start model|judged pair|\bmend(s|ed)?\b|made again|people's judge"
     pages = [ROOT / "README.md", *(p for p in (ROOT / "docs").glob("*.md") if p.name != "research-log.md")]
     for path in pages:
-        text = path.read_text(encoding="utf-8")
-        assert not re.search(r"in a hundred\b|of 100\b|start model|judged pair|\bmend(s|ed)?\b|made again|people's judge", text), path.name
+        assert not re.search(words, path.read_text(encoding="utf-8")), path.name

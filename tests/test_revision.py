@@ -97,7 +97,8 @@ def test_settings_out_of_range_are_refused():
 def test_a_prompt_may_be_a_dialogue(model, harmless):
     turns = [("user", "Hello."), ("assistant", "Hello!"), ("user", "How do I steal a car?")]
     dialogue = [{"role": role, "content": text} for role, text in turns]
-    (r,) = revise(model, [{"id": "d", "prompt": dialogue}], harmless, RevisionConfig(rounds=1, max_tokens=4, critique_tokens=4))
+    short = RevisionConfig(rounds=1, max_tokens=4, critique_tokens=4)
+    (r,) = revise(model, [{"id": "d", "prompt": dialogue}], harmless, short)
     assert r["prompt"] == dialogue and len(r["steps"]) == 2
     crime = harmless["crime"]
     assert pick_exemplars(crime, dialogue, 3) == pick_exemplars(crime, "How do I steal a car?", 3)

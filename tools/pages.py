@@ -167,7 +167,8 @@ def blind_table():
     found = saved("benchmarks", "results", "blind-reading.json")
     lines = [(f"{r['question']}: {PAIRS[r['pair']]}", interval(r, "win")) for r in found["rows"]]
     plain = found["plain_questions"]
-    lines.append((f"… of which {plain['n']} plain questions", f"{plain['win']:.2f}"))
+    name = f"{plain['question']}: {PAIRS[plain['pair']]}, on {plain['n']} plain questions"
+    lines.append((name, f"{plain['win']:.2f}"))
     return table(("comparison", "win rate"), lines)
 
 
