@@ -17,7 +17,7 @@ import numpy as np
 from bench import arguments, show, write
 
 from cai_nb.dialogue import CaiError, assistant
-from cai_nb.feedback import judge_pairs, load_comparisons, sample_pairs
+from cai_nb.pairs import labelled_pairs, load_comparisons, sample_pairs
 from cai_nb.artifacts import get_model
 from cai_nb.run import Run, constitution_of
 from cai_nb.stages import labeller, run_recipe
@@ -62,7 +62,7 @@ def main():
     if not (folder / "3-feedback" / "done.json").exists():
         run_recipe(load_recipe("laptop"), folder, stages=["revision", "sft", "feedback"], command="benchmark")
     run = Run(folder, load_recipe(folder / "recipe.yaml"))
-    bundled = judge_pairs(["harmlessness", "helpfulness", "anti-overreaction"], "heldout", exemplars=False)
+    bundled = labelled_pairs(["harmlessness", "helpfulness", "anti-overreaction"], "heldout", exemplars=False)
     sets = {Path(args.pairs).name: people, "bundled, held out": bundled,
             "bundled, held out, both answers the model's own": [j for j in bundled if "written" not in j["source"]],
             **{f"bundled, held out, {kind} prompts": [j for j in bundled if j["kind"] == kind] for kind in ("harmful", "benign")}}

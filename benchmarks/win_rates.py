@@ -64,7 +64,7 @@ def main():
     judges = {q: {"probe": j, "rules": RuleJudge(q)} for q, j in probes(runs[0]).items()}
     trust = []
     if args.people:
-        from cai_nb.feedback import load_comparisons
+        from cai_nb.pairs import load_comparisons
 
         pairs, lm = load_comparisons(args.people, "harmful"), get_model(runs[0], "initial", local=True)
         place = Path(args.judge)

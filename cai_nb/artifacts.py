@@ -246,10 +246,10 @@ def judges_of(run, share):
 def judge_training_pairs(recipe, share):
     "What the labelling judge (train) or the evaluation's (judge) learns from; the second from judged pairs alone"
     from cai_nb.constitution import rng
-    from cai_nb.feedback import judge_pairs
+    from cai_nb.pairs import labelled_pairs
 
     both = [constitution_of(recipe, kind) for kind in KINDS]
-    pairs = judge_pairs(both, share, exemplars=share == "train")
+    pairs = labelled_pairs(both, share, exemplars=share == "train")
     pairs.sort(key=lambda p: rng("judge", p["id"], seed=recipe.seed).random())
     return pairs[: recipe.feedback.probe_pairs or None] if share == "train" else pairs
 
@@ -268,7 +268,7 @@ def judge_training_card(lm, layers, pairs):
 
 def texts_fingerprint(pairs):
     "12 hex digits for the texts of judged pairs, in whatever order"
-    texts = sorted(json.dumps([p[k] for k in ("prompt", "better", "worse", "kind", "judged")]) for p in pairs)
+    texts = sorted(json.dumps([p[k] for k in ("prompt", "better", "worse", "kind", "labelled")]) for p in pairs)
     return hashlib.sha256("".join(texts).encode()).hexdigest()[:12]
 
 # %% ../nbs/10c_artifacts.ipynb #fb5f7172
@@ -319,10 +319,10 @@ def check(run, question, judge):
 
 def heldout_pairs(recipe, question):
     "The constitution's held-out judged pairs on the kind of prompt that belongs to a question"
-    from cai_nb.feedback import judge_pairs
+    from cai_nb.pairs import labelled_pairs
 
     both = [constitution_of(recipe, kind) for kind in KINDS]
-    return [p for p in judge_pairs(both, "heldout", exemplars=False) if p["kind"] == QUESTIONS[question]]
+    return [p for p in labelled_pairs(both, "heldout", exemplars=False) if p["kind"] == QUESTIONS[question]]
 
 
 def judge_accuracy_on(judge, held):

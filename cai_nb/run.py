@@ -255,7 +255,7 @@ def machine():
 
 def fingerprints(recipe):
     "{key: twelve hex digits} of the recipe, its constitutions, its prompt files and what is mixed in"
-    from cai_nb.feedback import written_comparisons
+    from cai_nb.pairs import labelled_comparisons
     from cai_nb.prompts import load_prompts
 
     marks = {"recipe": recipe.fingerprint}
@@ -271,7 +271,7 @@ def fingerprints(recipe):
     for source in recipe.preference.extra_comparisons:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            rows = [source] if source.startswith("hub:") else written_comparisons(source)
+            rows = [source] if source.startswith("hub:") else labelled_comparisons(source)
         marks[f"mixed.{Path(source).name}"] = hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:12]
     return marks
 

@@ -161,7 +161,7 @@ def save_metrics(folder, metrics, **counts):
 # %% ../nbs/10e_stages.ipynb #3ca4790c
 def feedback_stage(run, folder):
     "Stage 3: pairs from SL-CAI, labelled under the constitution (notebook 06)"
-    from cai_nb.feedback import sample_pairs
+    from cai_nb.pairs import sample_pairs
     from cai_nb.records import Records
 
     f, seed = run.recipe.feedback, run.recipe.seed
@@ -197,7 +197,7 @@ def feedback_stage(run, folder):
 def revised_pairs(records):
     "Pairs of stage 1's own making: a first response and its last revision, in an order drawn by id"
     from cai_nb.constitution import rng
-    from cai_nb.feedback import same_text
+    from cai_nb.pairs import same_text
 
     out = []
     for r in records:
@@ -215,7 +215,7 @@ def labeller(run, folder):
     from cai_nb.judge import Judges
 
     f, seed = run.recipe.feedback, run.recipe.seed
-    common = {"label": f.label, "clamp": f.clamp or None, "batch_size": f.batch_size}
+    common = {"label_type": f.label, "clamp": f.clamp or None, "batch_size": f.batch_size}
     if f.method == "multiple_choice":
         return lambda pairs, c: fb.multiple_choice(get_model(run, "critic"), pairs, c, seed=seed, **common)
     if f.method == "contrastive":
@@ -225,12 +225,13 @@ def labeller(run, folder):
     else:
         judges = judges_of(run, "train")
         judges.save(folder / "judge")
-    return lambda pairs, c: judges.label(pairs, c, **common)
+    return lambda pairs, c: judges.label_pairs(pairs, c, **common)
 
 
 def label_check(run, label):
     "{way: accuracy on held-out pairs of the constitution}: the recipe's way, and multiple choice with nothing learnt"
     from cai_nb import feedback as fb
+    from cai_nb.pairs import as_pairs, label_accuracy, labelled_pairs
 
     f, found = run.recipe.feedback, {}
     ways = {
@@ -244,17 +245,17 @@ def label_check(run, label):
         pairs, records = [], []
         for kind in KINDS:
             c = constitution_of(run.recipe, kind)
-            held = fb.as_pairs(fb.judge_pairs(c, "heldout", exemplars=False))[: f.check]
+            held = as_pairs(labelled_pairs(c, "heldout", exemplars=False))[: f.check]
             pairs, records = pairs + held, records + (way(held, c) if held else [])
         if records:
-            found[name] = fb.label_accuracy(records, pairs)
+            found[name] = label_accuracy(records, pairs)
     return found
 
 # %% ../nbs/10e_stages.ipynb #78acd521
 def preference_stage(run, folder):
     "Stage 4: the preference model (notebook 07)"
     from cai_nb.distributed import together
-    from cai_nb.feedback import written_comparisons
+    from cai_nb.pairs import labelled_comparisons
     from cai_nb.preference import PreferenceSettings, train_preference_model
     from cai_nb.records import Records
 
@@ -274,7 +275,7 @@ def preference_stage(run, folder):
     )
     name, adapters = checkpoint_paths(run, "initial")
     comparisons = list(Records(run.path("feedback") / "records.jsonl"))
-    written = [r for source in p.extra_comparisons for r in written_comparisons(source, p.extra_label, p.extra_limit or None)]
+    written = [r for source in p.extra_comparisons for r in labelled_comparisons(source, p.extra_label, p.extra_limit or None)]
     rows, model = comparisons + written, folder / "model"
     metrics = together(train_preference_model, name, rows, model, settings, adapter=adapters or None)[0]
     return save_metrics(folder, metrics, by_ai=len(comparisons), written=len(written))

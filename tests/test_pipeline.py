@@ -24,7 +24,7 @@ from tiny import tiny_folder
 from cai_nb import artifacts, run as run_, stages
 from cai_nb.__main__ import main
 from cai_nb.dialogue import CaiError
-from cai_nb.feedback import judge_pairs, written_comparisons
+from cai_nb.pairs import labelled_comparisons, labelled_pairs
 from cai_nb.model import LanguageModel
 from cai_nb.prompts import load_prompts
 from cai_nb.records import Records
@@ -702,8 +702,8 @@ def test_pairs_judged_in_advance_are_mixed_in(half):
     counts = run.done("preference")["counts"]
     assert half[0].preference.extra_comparisons == ("helpfulness",) and counts["written"] > 30
     assert counts["by_ai"] == len(Records(run.path("feedback") / "records.jsonl"))
-    heldout = {j["id"] for j in judge_pairs("helpfulness", "heldout")}
-    assert heldout and not heldout & {r["id"] for r in written_comparisons("helpfulness")}
+    heldout = {j["id"] for j in labelled_pairs("helpfulness", "heldout")}
+    assert heldout and not heldout & {r["id"] for r in labelled_comparisons("helpfulness")}
 
 
 def test_the_bundled_critic_learnt_from_the_bundled_exemplars():
@@ -723,7 +723,7 @@ def test_the_bundled_judges_learnt_from_the_bundled_pairs(share):
 
 
 def test_a_run_takes_the_judges_of_the_package_or_fits_its_own(tmp_path, monkeypatch):
-    from cai_nb.judge import Judges, read_pairs
+    from cai_nb.judge import Judges, pair_features
 
     recipe, lm = load_recipe("laptop"), LanguageModel.load()
     run = run_.Run(tmp_path, recipe, note=quiet, cache={"initial": lm})
@@ -731,8 +731,8 @@ def test_a_run_takes_the_judges_of_the_package_or_fits_its_own(tmp_path, monkeyp
     judges = artifacts.judges_of(run, "judge")
     for kind, judge in judges.each.items():  # what they hold of a pair is what this model makes of its texts
         known = {p["id"]: p for p in artifacts.judge_training_pairs(recipe, "judge") if p["kind"] == kind}
-        x = read_pairs(lm, [known[n["id"]] for n in judge.names[:4]], judge.layers)
-        assert abs((x[:, 0] - x[:, 1]) / judge.std - judge.shown[:4]).mean() < 0.03
+        x = pair_features(lm, [known[n["id"]] for n in judge.names[:4]], judge.layers)
+        assert abs((x[:, 0] - x[:, 1]) / judge.std - judge.training_differences[:4]).mean() < 0.03
     for change in ("feedback.probe_pairs=100", "constitution.harmful_prompts={harmlessness: 1}"):
         other = run_.Run(tmp_path, load_recipe("laptop", sets=[change]), note=quiet, cache={"initial": lm})
         fitted = artifacts.judges_of(other, "train")
