@@ -14,8 +14,9 @@ __all__ = ['ANSWER', 'REASON', 'FeedbackError', 'same_text', 'sample_pairs', 'co
 import gzip, json, math, re, warnings
 from pathlib import Path
 import numpy as np
-from .constitution import Constitution, rng, similarity
+from .constitution import Constitution, rng
 from .dialogue import CaiError, as_messages, assistant, from_paper, table_html, to_paper, user
+from .duplicates import similarity
 from .prompts import hub_rows
 from .stats import accuracy
 

@@ -81,7 +81,7 @@ class Judge:
         return f"Judge(learnt from {len(self.pull)} pairs, layers {self.layers} of {self.report['model']})"
     @classmethod
     def fit(cls, model,       # LanguageModel whose hidden states are read
-            pairs,            # [(principle, JudgedPair | Exemplar)] or dicts with prompt, better, worse: `judge_pairs`
+            pairs,            # [(principle, LabelledPair | Exemplar)] or dicts with prompt, better, worse: `judge_pairs`
             layers=LAYERS,    # which hidden states
             seed: int = 0,    # of the folds
             revisions: float = 0.3,  # weight of an exemplar's revision; a judged pair has 1
