@@ -18,20 +18,22 @@ import numpy as np
 from bench import show, write
 
 from cai_nb.dialogue import CaiError
-from cai_nb.evaluation import KINDS, RuleJudge, agreement, pairwise_prob, judgements
+from cai_nb.evaluation import RuleJudge, agreement, pairwise_prob, judgements
 from cai_nb.stats import bootstrap
 from cai_nb.figures import probes, records
 from cai_nb.judge import Judge
-from cai_nb.artifacts import JUDGE_LAYERS, layers_of, get_model
+from cai_nb.artifacts import get_model
+from cai_nb.judges import judge_layers
 from cai_nb.run import Run
 from cai_nb.recipe import load_recipe
+from cai_nb.records import QUESTIONS
 
 
 def answers(run, question, all_text=False):
     "{model: completion records} of a run on the question's prompts, in the same order"
     found = {}
     for r in records(run, "evaluation", "records.jsonl"):
-        if r["kind"] in KINDS[question]:
+        if r["kind"] == QUESTIONS[question]:
             found.setdefault(r["model"], []).append(r | {"completion": r["completion"] + r.get("cut", "") * all_text})
     return {m: sorted(rows, key=lambda r: (r["id"], r["sample"])) for m, rows in found.items()}
 
@@ -63,11 +65,11 @@ def main():
     judges = {q: {"probe": j, "rules": RuleJudge(q)} for q, j in probes(runs[0]).items()}
     trust = []
     if args.people:
-        from cai_nb.feedback import load_comparisons
+        from cai_nb.pairs import load_comparisons
 
         pairs, lm = load_comparisons(args.people, "harmful"), get_model(runs[0], "initial", local=True)
         place = Path(args.judge)
-        own = Judge.load(place, lm) if (place / "judge.json").exists() else Judge.fit(lm, pairs, layers=layers_of(lm, JUDGE_LAYERS))
+        own = Judge.load(place, lm) if (place / "judge.json").exists() else Judge.fit(lm, pairs, layers=judge_layers(load_recipe("laptop"), lm, "judge"))
         own.save(place)
         for name, judge in () if args.all_text else judges["harmlessness"].items():  # people's pairs are the same either way
             p = pairwise_prob(judge, *([q[k] for q in pairs] for k in ("prompt", "better", "worse")))

@@ -30,6 +30,8 @@ GROUPS = ("harmful", "benign", "over_refusal")  # for tables: benign prompts tha
 QUESTIONS = {"harmlessness": "harmful", "helpfulness": "benign"}  # what a judge decides, and on which kind of prompts
 _OLD_KINDS = {"redteam": "harmful", "helpful": "benign", "harmless": "benign", "overrefusal": "benign"}
 _OLD_METHODS = {"judge": "probe", "likelihood_contrast": "contrastive", "written": "labelled"}
+_OLD_FIELDS = {"outside": "residual_probability", "reached": "reasoning_completed",  # of a comparison
+               "because": "attributions", "shots": "exemplars"}
 
 
 def prompt_group(
@@ -61,6 +63,8 @@ def upgrade(
         changes["method"] = _OLD_METHODS[record["method"]]
     if record.get("model") == "start" and "sample" in record:  # a response of the initial policy
         changes["model"] = "initial"
+    if "p_first" in record:
+        record = {_OLD_FIELDS.get(key, key): value for key, value in record.items()}
     if isinstance(record.get("completion"), str) and ("model" in record or "rollout" in record):
         changes["response"] = record["completion"]  # a completion is messages
         record = {k: v for k, v in record.items() if k != "completion"}

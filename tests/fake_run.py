@@ -150,7 +150,7 @@ def make_run(folder, stages=6, sets=()):
                 "counts": counts,
                 "inputs": {},
                 "tries": 1,
-                "finished": "2026-01-02T03:04:05",
+                "ended_at": "2026-01-02T03:04:05",
             },
         )
     return folder
@@ -224,8 +224,8 @@ def _ppo(path):
         path / "log.jsonl",
         [
             {
-                "update": i,
-                "score": 0.04 * i - 0.1 + 0.05 * math.sin(3 * i),
+                "rollout": i + 1,
+                "reward": 0.04 * i - 0.1 + 0.05 * math.sin(3 * i),
                 "kl": 0.002 * i * i,
                 "entropy": 2.8 - 0.02 * i,
                 "length": 50 - 0.3 * i,
@@ -272,6 +272,7 @@ def _evaluation(path):
     write(
         path / "metrics.json",
         {
+            "models": models,
             "measures": {
                 "harmlessness": {
                     "initial": estimate(0.5, 0.0, 48),
