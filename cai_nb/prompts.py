@@ -11,8 +11,9 @@ import re
 import warnings
 from pathlib import Path
 
-from .constitution import NEAR, digest, near_duplicates, plain
+from .constitution import digest, plain
 from .dialogue import CaiError, data_files, nearest, visible
+from .duplicates import NEAR, near_duplicates
 from .records import numbered_jsonl
 
 # %% ../nbs/03_prompts.ipynb #83ecc587

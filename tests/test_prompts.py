@@ -10,8 +10,8 @@ from collections import Counter
 
 import pytest
 
-from cai_nb.constitution import near_duplicates, similarity
 from cai_nb.dialogue import CaiError
+from cai_nb.duplicates import near_duplicates, similarity
 from cai_nb.prompts import PromptError, deduplicate, load_prompts, split_prompts
 from cai_nb.records import prompt_group
 
