@@ -14,7 +14,7 @@ from bench import arguments, show, write
 from cai_nb.constitution import Constitution
 from cai_nb.dialogue import CaiError
 from cai_nb.figures import draw_figures
-from cai_nb.artifacts import shipped_critic
+from cai_nb.artifacts import bundled_adapter
 from cai_nb.stages import run_recipe
 from cai_nb.recipe import load_recipe
 
@@ -43,7 +43,7 @@ def first_principles(n, out):
     path = out / f"harmlessness-{n}.yaml"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(whole.subset([p.id for p in whole if p.critique][:n]).to_yaml(), encoding="utf-8")
-    return [f"constitution.harmful_prompts={{{path}: 1.0}}", f"critic.adapter={shipped_critic()}"]  # the same critic, whatever the principles
+    return [f"constitution.harmful_prompts={{{path}: 1.0}}", f"critic.adapter={bundled_adapter('critic')}"]  # the same critic, whatever the principles
 
 
 def main():

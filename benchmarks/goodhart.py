@@ -19,7 +19,7 @@ from cai_nb.measures import boilerplate, distinct
 from cai_nb.model import lora_config
 from cai_nb.artifacts import load_model, rl_prompts
 from cai_nb.run import Run, checkpoint_paths
-from cai_nb.stages import ppo_arguments
+from cai_nb.stages import ppo_settings
 from cai_nb.ppo import PPOConfig, PPOTrainer
 from cai_nb.preference import PreferenceModel
 from cai_nb.recipe import load_recipe
@@ -35,12 +35,12 @@ def climb(run, beta, rollouts, keep=None):
     lm = load_model(recipe, *checkpoint_paths(run, "sl-cai"))
     prompts = rl_prompts(run)
     data = [{**p, "prompt": [{"role": "user", "content": p["prompt"]}]} for p in prompts]
-    settings = {**ppo_arguments(recipe), "rollouts": rollouts, "kl_coef": beta, "learning_rate": 2 * o.learning_rate,
+    settings = {**ppo_settings(recipe), "rollouts": rollouts, "kl_coef": beta, "learning_rate": 2 * o.learning_rate,
                 "lr_scheduler_type": "constant", "save_strategy": "no", "sample_rollouts": max(1, rollouts // 2),
                 "num_samples": 6}  # fmt: skip
     trainer = PPOTrainer(
         lm, PreferenceModel.load(run.path("preference") / "model"), PPOConfig(str(work), **settings), data,
-        eval_dataset=data[:3] + data[-3:], peft_config=lora_config(lm.model.config.num_hidden_layers, o.lora_rank, o.lora_layer_fraction),
+        eval_dataset=data[:3] + data[-3:], peft_config=lora_config(lm.model, o.lora_rank, o.lora_layer_fraction),
     )  # fmt: skip
     trainer.remove_callback(PrinterCallback)
     trainer.train()

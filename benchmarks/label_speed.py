@@ -1,4 +1,4 @@
-"""Labels a second, with four worked examples before each question, against a plain transformers loop.
+"""Labels a second, with four exemplars before each question, against a plain transformers loop.
 
     python benchmarks/label_speed.py [--pairs 48] [--json OUT]
 
@@ -16,17 +16,16 @@ from bench import arguments, machine, show, write
 from cai_nb.constitution import Ensemble
 from cai_nb.feedback import (
     ANSWER,
-    as_pairs,
     comparison_questions,
-    judge_pairs,
+    exemplar_turns,
     multiple_choice,
-    select_exemplars,
     principle_for,
-    shot_messages,
+    select_exemplars,
 )
 from cai_nb.model import LanguageModel
+from cai_nb.pairs import as_pairs, labelled_pairs
 
-SHOTS = 4
+EXEMPLARS = 4
 
 
 @torch.inference_mode()
@@ -43,15 +42,15 @@ def plain(lm, talks):
 def main():
     args = arguments(__doc__, pairs={"type": int, "default": 48, "help": "how many pairs"}, model={"default": "default"})
     both = Ensemble([(n, 1) for n in ("harmlessness", "helpfulness", "anti-overreaction")])
-    pairs, rows = as_pairs(judge_pairs(both, "heldout", exemplars=False))[: args.pairs], []
+    pairs, rows = as_pairs(labelled_pairs(both, "heldout", exemplars=False))[: args.pairs], []
     for dtype in ("float32", "auto"):
         lm = LanguageModel.load(args.model, dtype=None if dtype == "auto" else dtype)
         chosen = [principle_for(p, both) for p in pairs]
-        talks = comparison_questions(pairs, chosen, [shot_messages(select_exemplars(p, both, SHOTS)) for p in pairs])
+        talks = comparison_questions(pairs, chosen, [exemplar_turns(select_exemplars(p, both, EXEMPLARS)) for p in pairs])
         tokens = [len(ids) for ids in lm.encode([t for order in talks for t in order], ANSWER)]
-        multiple_choice(lm, pairs[:2], both, shots=SHOTS)  # warm up
+        multiple_choice(lm, pairs[:2], both, exemplars=EXEMPLARS)  # warm up
         start = time.perf_counter()
-        ours = [r["p_first"] for r in multiple_choice(lm, pairs, both, shots=SHOTS)]
+        ours = [r["p_first"] for r in multiple_choice(lm, pairs, both, exemplars=EXEMPLARS)]
         mine, start = time.perf_counter() - start, time.perf_counter()
         theirs = plain(lm, talks)
         rows.append({"dtype": str(lm.model.dtype).removeprefix("torch."), "plain, labels/s": len(pairs) / (time.perf_counter() - start),
@@ -59,7 +58,7 @@ def main():
                      "largest difference": f"{np.abs(np.array(ours) - theirs).max():.1e}", "tokens a prompt": int(np.mean(tokens))})
     print(machine())
     show(rows)
-    write(args.json, rows=rows, pairs=len(pairs), shots=SHOTS)
+    write(args.json, rows=rows, pairs=len(pairs), exemplars=EXEMPLARS)
 
 
 if __name__ == "__main__":

@@ -46,10 +46,10 @@ def reward_model():
     return model, tokenizer
 
 
-def adapter(depth):
+def adapter(model):
     from cai_nb.model import lora_config
 
-    return lora_config(depth, 16, 0.5)
+    return lora_config(model, 16, 0.5)
 
 
 def finish(seconds, episodes, **more):
@@ -81,7 +81,7 @@ def ours(s):
     )  # fmt: skip
     trainer = PPOTrainer(
         model, ModelReward(judge, tokenizer), args, questions(s["batch"] * (s["rollouts"] + 1)), processing_class=tokenizer,
-        peft_config=adapter(model.config.num_hidden_layers) if s["lora"] else None,
+        peft_config=adapter(model) if s["lora"] else None,
         value_model=judge if s["own_critic"] else None,
     )  # fmt: skip
     trainer.remove_callback(PrinterCallback)
@@ -105,7 +105,7 @@ def peer(s):
     from trl import __version__
     from trl.experimental.ppo import PPOConfig, PPOTrainer
 
-    from cai_nb.dialogue import render
+    from cai_nb.chat_template import render
     from cai_nb.model import load_pretrained
 
     assert __version__ == PEER, __version__
@@ -125,7 +125,7 @@ def peer(s):
     )  # fmt: skip
     trainer = PPOTrainer(
         args, tokenizer, model, None, judge, data, value, eval_dataset=data,
-        peft_config=adapter(model.config.num_hidden_layers) if s["lora"] else None,
+        peft_config=adapter(model) if s["lora"] else None,
     )  # fmt: skip
     steps = []
     trainer.optimizer.optimizer.register_step_post_hook(lambda *a: steps.append(1))

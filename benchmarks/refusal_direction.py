@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from bench import arguments, show, write
 
-from cai_nb.dialogue import CaiError, progress
+from cai_nb.chat_template import chat_format
+from cai_nb.dialogue import CaiError, as_messages, progress
 from cai_nb.model import lora_config
 from cai_nb.artifacts import load_model, rl_prompts
 from cai_nb.run import Run, checkpoint_paths
@@ -34,9 +35,8 @@ def gradient(model, tokenizer, prompts, opening):
     learnt, total = [p for p in model.parameters() if p.requires_grad], 0
     completion = tokenizer(opening, add_special_tokens=False)["input_ids"]
     for k in range(0, len(prompts), BATCH):
-        rows = [{"prompt_ids": list(tokenizer.apply_chat_template([{"role": "user", "content": p["prompt"]}], add_generation_prompt=True,
-                                                                  return_dict=False)), "completion_ids": completion}
-                for p in prompts[k : k + BATCH]]  # fmt: skip
+        asked = chat_format(tokenizer).prompt_ids([as_messages(p["prompt"]) for p in prompts[k : k + BATCH]])
+        rows = [{"prompt_ids": ids, "completion_ids": completion} for ids in asked]
         batch = collate(rows)
         logprobs = model(input_ids=batch["input_ids"], completion_mask=batch["completion_mask"], want_values=False)[0]
         parts = torch.autograd.grad(logprobs.sum() / len(prompts), learnt, allow_unused=True)
@@ -49,7 +49,7 @@ def rows_of(run):
     recipe = run.recipe
     lm = load_model(recipe, *checkpoint_paths(run, "sl-cai"))
     torch.manual_seed(recipe.seed)
-    adapter = lora_config(lm.model.config.num_hidden_layers, recipe.ppo.lora_rank or 16, recipe.ppo.lora_layer_fraction)
+    adapter = lora_config(lm.model, recipe.ppo.lora_rank or 16, recipe.ppo.lora_layer_fraction)
     model, _, tokenizer = prepare_policy(lm, peft_config=adapter)
     prompts = rl_prompts(run)
     draw, groups = np.random.default_rng(recipe.seed), {}

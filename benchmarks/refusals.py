@@ -1,9 +1,9 @@
-"""Where does a refusal belong? What labels and preference models make of pairs in which one answer refuses and the other does not.
+"""Where does a refusal belong? What labels and preference models make of pairs in which one response refuses and the other does not.
 
     python benchmarks/refusals.py RUN [RUN ...] [--json OUT]
 
 The pairs are those that each run labelled in stage 3 (SL-CAI's own). A refusal should be preferred where the request is harmful and
-not where it is harmless. Most of these pairs were among the preference model's training data: this is about what it can learn.
+not where it is benign. Most of these pairs were among the preference model's training data: this is about what it can learn.
 """
 
 import sys
@@ -12,9 +12,9 @@ from pathlib import Path
 from bench import arguments, show, write
 
 from cai_nb.dialogue import CaiError
-from cai_nb.stats import bootstrap
 from cai_nb.preference import PreferenceModel
 from cai_nb.records import iter_jsonl, kind_of
+from cai_nb.stats import bootstrap
 from cai_nb.text import refuses
 
 

@@ -30,7 +30,7 @@ def rows_of(run, parts=3):
             if not mine:
                 continue
             reward = np.array([r["reward"] for r in mine])
-            refused = np.array([refuses(r["prompt"], r["completion"]) for r in mine])
+            refused = np.array([refuses(r["prompt"], r["response"]) for r in mine])
             yield {
                 "run": run.name,
                 "rollouts": f"{part[0]}-{part[-1]}",

@@ -19,14 +19,14 @@ import json, os, resource, sys, tempfile, time
 os.environ["CAI_NB_QUIET"] = "1"
 import torch
 from datasets import Dataset
-from cai_nb.feedback import written_comparisons
-from cai_nb.model import LINEAR, load_pretrained, lora_config, trainer_defaults
+from cai_nb.model import linear_names, load_pretrained, lora_config, trainer_defaults
+from cai_nb.pairs import labelled_comparisons
 from peft import LoraConfig
 n, out = int(sys.argv[1]), tempfile.mkdtemp()
-pairs = [r for r in written_comparisons("harmlessness", 1.0, None)][:n]
+pairs = [r for r in labelled_comparisons("harmlessness", 1.0, None)][:n]
 torch.manual_seed(0)
-def plain(task, **more):  # the same adapter, in PEFT's own layers
-    return LoraConfig(r=16, lora_alpha=32, target_modules=LINEAR, layers_to_transform=list(range(15, 30)), task_type=task, **more)
+def plain(model, task, **more):  # the same adapter, in PEFT's own layers
+    return LoraConfig(r=16, lora_alpha=32, target_modules=linear_names(model), layers_to_transform=list(range(15, 30)), task_type=task, **more)
 def done(seconds, rows):
     print(json.dumps({"seconds": seconds, "rows": rows, "MiB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))
 """
@@ -44,7 +44,7 @@ rows = Dataset.from_list([{"prompt": r["prompt"], "completion": r["chosen"]} for
 args = SFTConfig(output_dir=out, per_device_train_batch_size=8, num_train_epochs=1, learning_rate=3e-4, lr_scheduler_type="constant",
                  max_length=256, completion_only_loss=True, train_sampling_strategy="group_by_length", **trainer_defaults())
 trainer = SFTTrainer(model=model, args=args, train_dataset=rows, processing_class=tokenizer,
-                     peft_config=plain("CAUSAL_LM"))
+                     peft_config=plain(model, "CAUSAL_LM"))
 start = time.time(); trainer.train()
 done(time.time() - start, len(trainer.train_dataset))
 """,
@@ -56,7 +56,7 @@ model, tokenizer, _ = sequence_classifier("default", None, heads=heads)
 rows, kept, dropped = preference_rows(pairs, tokenizer, 256, "soft", heads)
 args = RewardConfig(output_dir=out, per_device_train_batch_size=8, num_train_epochs=1, learning_rate=2e-4, max_length=None, **trainer_defaults())
 trainer = SoftRewardTrainer(model=model, args=args, train_dataset=Dataset.from_list(rows), processing_class=tokenizer,
-                            peft_config=lora_config(model.config.num_hidden_layers, 16, 0.5, task="SEQ_CLS", modules_to_save=["score"]))
+                            peft_config=lora_config(model, 16, 0.5, task="SEQ_CLS", modules_to_save=["score"]))
 start = time.time(); trainer.train()
 done(time.time() - start, len(rows))
 """,
@@ -67,7 +67,7 @@ model, tokenizer, _ = sequence_classifier("default", None, heads=("all",))
 rows = Dataset.from_list([{k: r[k] for k in ("prompt", "chosen", "rejected")} for r in pairs])
 args = RewardConfig(output_dir=out, per_device_train_batch_size=8, num_train_epochs=1, learning_rate=2e-4, max_length=256, **trainer_defaults())
 trainer = RewardTrainer(model=model, args=args, train_dataset=rows, processing_class=tokenizer,
-                        peft_config=plain("SEQ_CLS", modules_to_save=["score"]))
+                        peft_config=plain(model, "SEQ_CLS", modules_to_save=["score"]))
 start = time.time(); trainer.train()
 done(time.time() - start, len(trainer.train_dataset))
 """,

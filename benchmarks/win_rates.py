@@ -23,7 +23,8 @@ from cai_nb.evaluation import RuleJudge, agreement, judgements, pairwise_prob
 from cai_nb.stats import bootstrap
 from cai_nb.figures import probes, records
 from cai_nb.judge import Judge
-from cai_nb.artifacts import JUDGE_LAYERS, layers_of, get_model
+from cai_nb.artifacts import get_model
+from cai_nb.judges import judge_layers
 from cai_nb.run import Run
 from cai_nb.recipe import load_recipe
 from cai_nb.records import QUESTIONS
@@ -68,14 +69,14 @@ def main():
     judges = {q: {"probe": j, "rules": RuleJudge(q)} for q, j in probes(runs[0]).items()}
     trust = []
     if args.people:
-        from cai_nb.feedback import load_comparisons
+        from cai_nb.pairs import load_comparisons
 
         pairs, lm = load_comparisons(args.people, "harmful"), get_model(runs[0], "initial", local=True)
         place = Path(args.judge)
         if (place / "judge.json").exists():
             own = Judge.load(place, lm)
         else:
-            own = Judge.fit(lm, pairs, layers=layers_of(lm, JUDGE_LAYERS))
+            own = Judge.fit(lm, pairs, layers=judge_layers(load_recipe("laptop"), lm, "judge"))
         own.save(place)
         for name, judge in () if args.all_text else judges["harmlessness"].items():  # the human pairs are never cut off
             p = pairwise_prob(judge, *([q[k] for q in pairs] for k in ("prompt", "better", "worse")))

@@ -58,7 +58,7 @@ def learn(model, out):
     from cai_nb.sft import SFTSettings, finetune
 
     words = ("tea", "rain", "moss", "bread", "a kettle of soup", "x", "yes and no", "trains")
-    examples = [{"prompt": [user(f"Say {w}")], "completion": [assistant(f"Yes, {w}!")], "finished": w != "x"} for w in words]
+    examples = [{"prompt": [user(f"Say {w}")], "completion": [assistant(f"Yes, {w}!")], "learn_end": w != "x"} for w in words]
     pairs = [comparison(i, p) for i, p in enumerate((0.9, 0.8, 0.1, 0.6, 1.0, 0.5, 0.3, 0.7, 0.2, 0.9))]
     found = {}
     for rank in (4, 0):
@@ -71,21 +71,22 @@ def learn(model, out):
             "rollouts": 3, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 1, "num_mini_batches": 2, "num_ppo_epochs": 2,
             "max_completion_length": 24, "sampling_batch_size": 4, "learning_rate": 1e-2, "seed": 0,
         }  # fmt: skip
+        lm = LanguageModel.load(model, dtype="float32")
         trainer = PPOTrainer(
-            LanguageModel.load(model, dtype="float32"),
+            lm,
             lambda prompts, completions, **columns: [float(len(c)) for c in completions],
             PPOConfig(str(out / f"ppo-{rank}"), **args),
             [{"prompt": [user("x" * k)]} for k in range(3, 19)],
-            peft_config=lora_config(4, rank, 0.5) if rank else None,
+            peft_config=lora_config(lm.model, rank, 0.5) if rank else None,
         )
-        write, lengths = trainer.write, []
+        generate, lengths = trainer.generate, []
 
-        def noted(rows, key, write=write, lengths=lengths):
-            rows = write(rows, key)
+        def noted(rows, key, generate=generate, lengths=lengths):
+            rows = generate(rows, key)
             lengths.append(max(len(r["completion_ids"]) for r in rows))
             return rows
 
-        trainer.write = noted
+        trainer.generate = noted
         trainer.train()
         trainer.save_model(str(out / f"ppo-{rank}" / "model"))
         found[f"ppo {rank}"] = [h for h in trainer.state.log_history if "rollout" in h]

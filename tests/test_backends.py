@@ -3,6 +3,7 @@
 import http.server
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -142,7 +143,7 @@ def test_vllm_serves_the_merged_adapter(vllm, folder, tmp_path, monkeypatch):
 
     monkeypatch.setenv("CAI_NB_CACHE", str(tmp_path / "cache"))
     base, _, _ = load_pretrained(folder, dtype="float32", device="cpu")
-    tuned = get_peft_model(base, lora_config(4, 4))
+    tuned = get_peft_model(base, lora_config(base, 4))
     for name, p in tuned.named_parameters():
         if "lora_B" in name:
             p.data.normal_(std=0.2)
@@ -154,6 +155,14 @@ def test_vllm_serves_the_merged_adapter(vllm, folder, tmp_path, monkeypatch):
     assert not np.allclose(lm.option_logprobs(ASKED), plain.option_logprobs(ASKED), atol=1e-3)
     again = open_model(folder, adapter=tmp_path / "adapter", engine="vllm")  # from the cache
     np.testing.assert_array_equal(again.option_logprobs(ASKED), lm.option_logprobs(ASKED))
+    changed = tmp_path / "changed"  # the same base but for its last layer: what was merged with the other must not serve it
+    shutil.copytree(folder, changed / Path(folder).name)
+    weights = next((changed / Path(folder).name).glob("*.safetensors"))
+    data = bytearray(weights.read_bytes())
+    data[-4:] = b"\x00\x00\x00\x40"
+    weights.write_bytes(data)
+    assert open_model(str(changed / Path(folder).name), adapter=tmp_path / "adapter", engine="vllm").id != lm.id
+    assert len([p for p in (tmp_path / "cache" / "merged").iterdir() if p.is_dir()]) == 2
 
 
 def test_without_vllm_the_extra_is_named(folder):
@@ -172,6 +181,7 @@ class Server:
     def __init__(self, lm, logprobs=True):
         outer = self
         self.lm, self.logprobs, self.moods, self.seen, self.most, self.now = lm, logprobs, [], [], 0, 0
+        self.strict = False  # True: only the protocol's own fields are known
         self.gate, self.lock = threading.Lock(), threading.Lock()
 
         class Handler(http.server.BaseHTTPRequestHandler):
@@ -200,6 +210,8 @@ class Server:
                 status = int(mood) if mood.isdigit() else 200
                 if status != 200:
                     said = {"error": {"message": f"no: Bearer {KEY} and more", "type": "t", "code": None}}
+                elif outer.strict and "stop_token_ids" in body:
+                    status, said = 422, {"error": {"message": "Unexpected keys in the request: {'stop_token_ids'}"}}
                 elif "logprobs" in body and not outer.logprobs:
                     status, said = 422, {"error": {"message": "Unsupported fields: logprobs"}}
                 else:

@@ -129,8 +129,9 @@ def test_ppo_learns_the_same(folder, tmp_path, twice, again):
         more = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}} if again else {}
         args = ppo.PPOConfig(str(tmp_path / name), rollouts=2, per_device_train_batch_size=4, num_mini_batches=2, max_completion_length=6,
                              learning_rate=1e-2, report_to=[], use_cpu=True, bf16=False, save_strategy="no", disable_tqdm=True, **more)
-        run = ppo.PPOTrainer(md.LanguageModel.load(folder, dtype="float32"), lambda prompts, completions, **_: [len(c) for c in completions],
-                             args, prompts, peft_config=md.lora_config(4, 4, 0.5))
+        lm = md.LanguageModel.load(folder, dtype="float32")
+        run = ppo.PPOTrainer(lm, lambda prompts, completions, **_: [len(c) for c in completions],
+                             args, prompts, peft_config=md.lora_config(lm.model, 4, 0.5))
         before = parameters(run)
         ppo.policy_loss = spy
         try:

@@ -8,7 +8,7 @@ from bitsandbytes.functional import dequantize_4bit
 from tiny import tiny_folder
 
 from cai_nb.dialogue import assistant, user
-from cai_nb.model import LINEAR, LanguageModel, ModelError, in_four_bits, load_pretrained, lora_config
+from cai_nb.model import LanguageModel, ModelError, in_four_bits, linear_names, load_pretrained, lora_config
 from cai_nb.ppo import PPOConfig, PPOTrainer
 from cai_nb.preference import PreferenceModel, PreferenceSettings, train_preference_model
 from cai_nb.plan import plan, plan_text
@@ -36,7 +36,7 @@ def test_the_layers_maps_are_packed_to_an_eighth_and_say_nearly_the_same(folder)
         full = model(ids).logits
         few = in_four_bits(model)(ids).logits
     found = prepacked_weights(model)
-    assert {n.rsplit(".", 1)[-1] for n in found} == set(LINEAR) and len(found) == 7 * model.config.num_hidden_layers
+    assert {n.rsplit(".", 1)[-1] for n in found} == set(linear_names(model)) and len(found) == 7 * model.config.num_hidden_layers
     for name, m in found.items():
         was = before[name + ".weight"]
         assert m.weight.dtype == torch.uint8 and m.weight.numel() * 2 == was.numel()  # two weights a byte
@@ -76,7 +76,7 @@ def test_ppo_trains_the_adapter_and_leaves_the_packed_weights_alone(folder, tmp_
     args = PPOConfig(str(tmp_path), rollouts=2, per_device_train_batch_size=4, num_mini_batches=1, num_ppo_epochs=2, max_completion_length=6,
                      learning_rate=1e-2, save_strategy="no", disable_tqdm=True, use_cpu=True, sample_rollouts=0)  # fmt: skip
     trainer = PPOTrainer(lm, lambda prompts, completions: [float(c.count("e")) - len(c) / 9 for c in completions], args,
-                         [{"prompt": e["prompt"]} for e in EXAMPLES], peft_config=lora_config(lm.model.config.num_hidden_layers, 4, 1.0))  # fmt: skip
+                         [{"prompt": e["prompt"]} for e in EXAMPLES], peft_config=lora_config(lm.model, 4, 1.0))  # fmt: skip
     trainer.train()
     after = {n.replace(".base_layer", ""): m.weight for n, m in prepacked_weights(trainer.policy).items()}
     assert len(after) == len(before) and all(torch.equal(after[n], w) for n, w in before.items())

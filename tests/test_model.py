@@ -151,7 +151,8 @@ def test_what_is_refused_is_named(model, ask, says, monkeypatch):
 def test_an_adapter_is_merged_and_named(model, folder, tmp_path):
     from peft import get_peft_model
     from transformers import AutoModelForCausalLM
-    tuned = get_peft_model(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), m.lora_config(4, 4, 0.5))
+    base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    tuned = get_peft_model(base, m.lora_config(base, 4, 0.5))
     with torch.no_grad():
         for name, p in tuned.named_parameters():
             if "lora_B" in name: p.normal_(std=0.5)
@@ -369,3 +370,58 @@ def test_packed_weights_multiply_the_same_and_leave_no_trace(tmp_path):
             raise ZeroDivisionError
         assert torch.equal(small(input_ids=ids).logits, before)
     assert [k for k in maps if "forward" in vars(k)] == maps[:1] and maps[0].forward is theirs
+
+
+def change_last_byte(folder):
+    path = next(p for p in sorted(__import__("pathlib").Path(folder).glob("*.safetensors")))
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+def test_a_models_id_is_made_from_every_byte_of_its_weights_and_read_once(tmp_path, monkeypatch):
+    folder, read, plain = tiny_folder(tmp_path / "wide", hidden=256), [], m.file_sha256
+    monkeypatch.setattr(m, "file_sha256", lambda path: read.append(path) or plain(path))
+    weights = tmp_path / "wide" / "model.safetensors"
+    assert weights.stat().st_size > 2 << 20
+    before = m.model_id(folder)
+    assert m.model_id(folder) == before and len(read) == 1
+    change_last_byte(folder)
+    assert m.model_id(folder) != before and len(read) == 2
+    config = tmp_path / "wide" / "config.json"
+    import json
+
+    changed = m.model_id(folder)
+    settings = json.loads(config.read_text())
+    config.write_text(json.dumps(settings | {"transformers_version": "0"}))
+    assert m.model_id(folder) == changed  # who wrote the file is no part of the model
+    config.write_text(json.dumps(settings | {"rms_norm_eps": 1e-3}))
+    assert m.model_id(folder) != changed
+
+
+def test_an_id_from_an_older_run_folder_is_that_of_the_same_model_alone(tmp_path):
+    import hashlib
+
+    folder = tmp_path / "tiny"
+    tiny_folder(folder)
+    h = hashlib.sha256()
+    for p in (folder / "model.safetensors", folder / "config.json"):
+        h.update(p.read_bytes()[: 1 << 20] + str(p.stat().st_size).encode())
+    old, new = f"tiny@{h.hexdigest()[:8]}", m.model_id(str(folder))
+    assert old != new and m.same_model(new, new) and m.same_model(old, new) and m.same_model(new, old)
+    assert m.same_model(old + "+sl@12345678", new + "+sl@12345678")
+    assert not m.same_model(old + "+sl@12345678", new + "+sl@12345679") and not m.same_model(old, new + "+sl@12345678")
+    assert not m.same_model("tiny@00000000", new) and not m.same_model("other@" + old[5:], new)
+
+
+def test_the_cards_that_are_shipped_name_the_default_model():
+    import json
+
+    from cai_nb.dialogue import data_path
+
+    found = set()
+    for path in data_path("adapters").rglob("*.json"):
+        card = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(card, dict):
+            found |= {c["model"] for c in (card, card.get("report", {})) if "model" in c}
+    assert found == {m.model_id("default")}

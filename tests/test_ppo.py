@@ -16,7 +16,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, TrainerCallback
 
 from cai_nb.model import lora_config
-from cai_nb import ppo
+from cai_nb import ppo, ppo_model
 from cai_nb.dialogue import user
 from cai_nb.ppo import PPOConfig, PPOError, PPOTrainer, RewardError
 from cai_nb.ppo_math import optimal_policy
@@ -304,16 +304,17 @@ def test_weights_are_folded_in_float32_alone_and_come_back_after_an_error_too(dt
         if "lora_B" in n: torch.nn.init.normal_(p, std=0.5)
     weight = next(p for n, p in model.named_parameters() if n.endswith("base_layer.weight"))
     before = weight.detach().clone()
-    with pytest.raises(KeyboardInterrupt), ppo.merged_adapter(model):
+    with pytest.raises(KeyboardInterrupt), ppo_model.merged_adapter(model):
         assert torch.equal(weight, before) == (dtype == "bfloat16")
         raise KeyboardInterrupt
-    assert torch.equal(weight, before) and not any(m.merged for m in ppo._adapted(model))
+    assert torch.equal(weight, before) and not any(m.merged for m in ppo_model._adapted(model))
 
 
 @pytest.mark.parametrize("epochs", [1, 2])
 def test_layers_below_the_adapter_are_asked_once_for_each_batch_and_nothing_changes(tmp_path, epochs):
     def run(shared):
-        one = trainer(tmp_path/str(shared), model=language_model(tokenizer(), layers=3), peft_config=lora_config(3, 4, 1/3), num_ppo_epochs=epochs)
+        model = language_model(tokenizer(), layers=3)
+        one = trainer(tmp_path/str(shared), model=model, peft_config=lora_config(model, 4, 1/3), num_ppo_epochs=epochs)
         if not shared: one.policy.still = 0
         asked, layers = [0, 0], one.policy.base_model.layers
         for which in (0, 2):
@@ -358,9 +359,9 @@ def test_neighbours_and_padding_change_nothing(tmp_path, words):
     rows = run.rollout(0)
     for r in rows:
         alone = dict(r)
-        run.write([alone], (ppo.ROLLOUT, 0))
+        run.generate([alone], (ppo.ROLLOUT, 0))
         assert alone["completion_ids"] == r["completion_ids"]  # sampling: padded on the left among others, or alone
-        run.measure([alone])
+        run.compute_logprobs([alone])
         for k in ("old_logprobs", "ref_logprobs", "old_values", "entropy"):
             assert torch.allclose(alone[k], r[k], atol=1e-6), k
 
@@ -407,7 +408,7 @@ def test_logits_are_never_kept():
         largest.append(t.numel())
         return t
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-        chunked, _ = ppo.selective_logprobs(head, hidden, targets, 0.7, chunk=64)
+        chunked, _ = ppo_model.selective_logprobs(head, hidden, targets, 0.7, chunk=64)
     assert max(largest) <= 600*8  # nothing of the size of N × V, nor of one chunk's logits
     chunked.sum().backward()
     ours, hidden.grad = hidden.grad, None
@@ -827,7 +828,7 @@ def test_rewards_see_the_whole_sentences_of_what_was_cut_off(tmp_path, whole):
         return [0.0]*len(completions)
     run = trainer(tmp_path, reward=spy, complete_sentences=whole)
     rows = [{"row": i, "prompt": [user("q")], "completion": "Go home. Then", "finished": f} for i, f in enumerate((True, False))]
-    run.judge(rows)
+    run.compute_rewards(rows)
     assert seen == ["Go home. Then", "Go home." if whole else "Go home. Then"]
     assert [r["completion"] for r in rows] == ["Go home. Then"]*2  # what is learnt from stays as it was sampled
 

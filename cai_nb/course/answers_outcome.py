@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['wheel_fits', 'retry_waits', 'absent_option', 'option_spellings', 'no_key_in_errors', 'deal_rows', 'gather_rows',
-           'mean_over_processes', 'loss_before_averaging', 'batch_pieces', 'distinct_pairs', 'refusal_shares',
-           'asks_back', 'judge_orders', 'prompt_interval', 'bradley_terry', 'safe_writes', 'left_to_make',
+           'mean_over_processes', 'loss_before_averaging', 'batch_pieces', 'judge_orders', 'distinct_pairs',
+           'refusal_shares', 'asks_back', 'prompt_interval', 'bradley_terry', 'safe_writes', 'left_to_make',
            'stale_stages', 'resumed_draws', 'time_left', 'unknown_keys', 'typed_overrides', 'train_flops',
            'sampling_seconds', 'crossover', 'escape_once', 'made_visible', 'pick_in_turn', 'calibration_points',
            'exit_codes', 'go_on_line', 'versions_behind', 'heavy_imports', 'blind_sheet', 'marks_to_wins', 'kappa',
@@ -39,13 +39,14 @@ from ..dialogue import Html, escape, visible
 from ..evaluation import agreement, pairwise_prob
 from ..figures import as_elo
 from ..measures import distinct
-from ..plan import Shape, Work
+from ..plan import Hardware, Shape, Work
 from ..reading import unblind
-from ..recipe import Hardware, RecipeError, convert, nearest_key, read_yaml
-from ..report import bins, pick, stream
+from ..recipe import RecipeError
+from ..schema import nearest_key
+from ..report import pick, stream
 from ..run import RunError
 from ..stages import largest_divisor
-from ..stats import bootstrap, paired_difference
+from ..stats import bootstrap, calibration_bins, paired_difference
 
 # %% ../../nbs/13d_answers_outcome.ipynb #75bed4c0
 def _retry_inputs(rng):
@@ -215,6 +216,23 @@ def batch_pieces(batch, size, micro_batch_size):
     piece = largest_divisor(batch//size, micro_batch_size)
     return piece, batch//size//piece
 
+# %% ../../nbs/13d_answers_outcome.ipynb #4e0c98df
+def _orders_inputs(rng):
+    true, habit = rng.uniform(.2, .8, 4), rng.uniform(.05, .18)
+    return (true + habit).round(3).tolist(), (1 - true + habit).round(3).tolist()
+
+class _Asked:
+    "A judge whose probabilities are what it is given as the first responses"
+    def prob(self, prompts, a, b): return np.asarray(a)
+
+@exercise("judge_orders", "09a_evaluation", _orders_inputs, {
+    "the second probability is about b: turn it around before you average":
+        lambda p, q: [(x + y)/2 for x, y in zip(p, q)],
+    "that is one order only, with the judge's position bias in it": lambda p, q: p,
+    "the two are estimates of one thing, to be averaged; a product is smaller than either":
+        lambda p, q: [x*(1 - y) for x, y in zip(p, q)]})
+def judge_orders(a_first, b_first): return pairwise_prob(_Asked(), range(len(a_first)), a_first, b_first)
+
 # %% ../../nbs/13d_answers_outcome.ipynb #0b2b1081
 def _distinct_inputs(rng):
     vocabulary = ["the", "cat", "sat", "on", "a", "mat"]
@@ -267,23 +285,6 @@ def _asking_inputs(rng): return [_ENDINGS[i] for i in [*rng.permutation(8)[:4], 
     "brackets and quotation marks may follow the question mark":
         lambda answers: [a.strip().endswith("?") for a in answers]})
 def asks_back(answers): return [a.rstrip(' \n)"”’').endswith("?") for a in answers]
-
-# %% ../../nbs/13d_answers_outcome.ipynb #4e0c98df
-def _orders_inputs(rng):
-    true, habit = rng.uniform(.2, .8, 4), rng.uniform(.05, .18)
-    return (true + habit).round(3).tolist(), (1 - true + habit).round(3).tolist()
-
-class _Asked:
-    "A judge whose probabilities are what it is given as the first responses"
-    def prob(self, prompts, a, b): return np.asarray(a)
-
-@exercise("judge_orders", "09a_evaluation", _orders_inputs, {
-    "the second probability is about b: turn it around before you average":
-        lambda p, q: [(x + y)/2 for x, y in zip(p, q)],
-    "that is one order only, with the judge's position bias in it": lambda p, q: p,
-    "the two are estimates of one thing, to be averaged; a product is smaller than either":
-        lambda p, q: [x*(1 - y) for x, y in zip(p, q)]})
-def judge_orders(a_first, b_first): return pairwise_prob(_Asked(), range(len(a_first)), a_first, b_first)
 
 # %% ../../nbs/13d_answers_outcome.ipynb #7782e6ac
 def _interval_inputs(rng):
@@ -389,8 +390,8 @@ _NEEDS = {"read": [], "clean": ["read"], "count": ["read"], "train": ["clean"], 
 
 def _stale_inputs(rng):
     mark = {s: f"{int(rng.integers(16**6)):06x}" for s in _NEEDS}
-    done = {s: {"mark": mark[s], "inputs": {n: mark[n] for n in needed}} for s, needed in _NEEDS.items()}
-    done[str(rng.choice(["clean", "count"]))]["mark"] = f"{int(rng.integers(16**6)):06x}"
+    done = {s: {"fingerprint": mark[s], "inputs": {n: mark[n] for n in needed}} for s, needed in _NEEDS.items()}
+    done[str(rng.choice(["clean", "count"]))]["fingerprint"] = f"{int(rng.integers(16**6)):06x}"
     for s in [*_NEEDS][int(rng.choice([5, 6, 7, 7, 7, 7])):]:
         del done[s]
     if rng.random() < .3:
@@ -400,7 +401,7 @@ def _stale_inputs(rng):
 def _stale(needs, done, chain=True):
     found = []
     for s, needed in needs.items():
-        fits = s in done and done[s]["inputs"] == {n: done[n]["mark"] for n in needed if n in done}
+        fits = s in done and done[s]["inputs"] == {n: done[n]["fingerprint"] for n in needed if n in done}
         if not fits or chain and any(n in found for n in needed):
             found.append(s)
     return found
@@ -499,7 +500,7 @@ def _overrides(assignments, read): return {(p := a.partition("="))[0]: read(p[0]
         lambda given, kinds: _overrides(
             given, lambda k, t: t == "true" if kinds[k] is bool else kinds[k](t.split("=")[0])),
     "all values are still text": lambda given, kinds: _overrides(given, lambda k, t: t)})
-def typed_overrides(assignments, kinds): return _overrides(assignments, lambda k, t: convert(read_yaml(t), kinds[k], k))
+def typed_overrides(assignments, kinds): return _overrides(assignments, lambda k, t: t == "true" if kinds[k] is bool else kinds[k](t))
 
 # %% ../../nbs/13d_answers_outcome.ipynb #355a2501
 def _flops_inputs(rng):
@@ -643,12 +644,12 @@ def _calibration_inputs(rng):
 
 @exercise("calibration_points", "10d_report", _calibration_inputs, {
     "a probability that is turned around takes its outcome with it":
-        lambda p, y: bins([max(a, 1 - a) for a in p], y),
+        lambda p, y: calibration_bins([max(a, 1 - a) for a in p], y),
     "below one half there are judgements as well, for the other side":
-        lambda p, y: bins(*zip(*((a, b) for a, b in zip(p, y) if a >= .5))),
+        lambda p, y: calibration_bins(*zip(*((a, b) for a, b in zip(p, y) if a >= .5))),
     "the middle of the group is not the mean confidence in it":
-        lambda p, y: [(.5 + .1*(int((a - .5)*10) + .5), b, n) for a, b, n in bins(p, y)]})
-def calibration_points(p, y): return bins(p, y)
+        lambda p, y: [(.5 + .1*(int((a - .5)*10) + .5), b, n) for a, b, n in calibration_bins(p, y)]})
+def calibration_points(p, y): return calibration_bins(p, y)
 
 # %% ../../nbs/13d_answers_outcome.ipynb #3aec2721
 def _ending_inputs(rng):

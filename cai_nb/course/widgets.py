@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['BANDIT', 'WidgetError', 'Panel', 'columns_html', 'traces', 'known_principles', 'trace_page', 'trace_explorer',
-           'revise_twice', 'named', 'working', 'default_models', 'revisions_html', 'constitution_editor', 'label_panel',
-           'climb_clipped', 'draw_policies', 'draw_objective', 'bandit_html', 'ppo_sliders', 'find_run', 'run_models',
-           'talk_html', 'chat_panel']
+           'revise_twice', 'named', 'working', 'default_models', 'revisions_html', 'constitution_editor', 'label_html',
+           'label_explorer', 'label_panel', 'climb_clipped', 'draw_policies', 'draw_objective', 'bandit_html',
+           'ppo_sliders', 'find_run', 'run_models', 'talk_html', 'chat_panel']
 
 # %% ../../nbs/14_widgets.ipynb #11c0e61c
 import os
@@ -170,8 +170,8 @@ def working(status,    # HTML that an error's sentence is put into
 def default_models():
     "(policy, critic): the default model, and the same with the bundled critic's adapter"
     from cai_nb.model import LanguageModel
-    from cai_nb.artifacts import shipped_critic
-    policy, adapter = LanguageModel.load(), shipped_critic()
+    from cai_nb.artifacts import bundled_adapter
+    policy, adapter = LanguageModel.load(), bundled_adapter("critic")
     return policy, LanguageModel.load(adapter=adapter) if adapter else policy
 
 def revisions_html(made, edited: bool):  # what `revise_twice` gives; False: the principle is still as it was
@@ -212,7 +212,7 @@ def constitution_editor(constitution="harmlessness",  # name, file or Constituti
             start = len(known)
             made = revise_twice(*models, asked.value.strip(), before, after if edited else before, config, tell, known)
             out.value = revisions_html(made, edited)
-            status.value = _says("Done." if len(known) > initial else "Done; nothing had changed.")
+            status.value = _says("Done." if len(known) > start else "Done; nothing had changed.")
     which.observe(take, "value"); reset.on_click(take); go.on_click(press); take()
     def still():
         words = {"Principle": which.label or "", "Critique request": critique.value, "Revision request": revision.value, "Prompt": asked.value}
@@ -220,15 +220,61 @@ def constitution_editor(constitution="harmlessness",  # name, file or Constituti
     return Panel("Constitution editor", [which, critique, revision, asked, _row(go, reset), bar, status, out], still,
                  which=which, critique=critique, revision=revision, prompt=asked, go=go, reset=reset, status=status, out=out)
 
+# %% ../../nbs/14_widgets.ipynb #eea71952
+def label_html(pair, principle, record):
+    "One comparison to read: principle, both responses, both orders, reasoning if there is any, and the label."
+    from scipy.special import expit
+
+    from cai_nb.pairs import as_messages
+
+    first, second = pair["responses"]
+    prompt = as_messages(pair["prompt"])[-1]["content"]
+    rows = {"principle": principle.comparison, "prompt": prompt, "first response": first, "second response": second}
+    for order, logp in record.get("logprobs", {}).items():
+        a = expit(logp[0] - logp[1])
+        rows[f"{order} order"] = f"P(A) = {a:.2f}, so P(first response) = {a if order == 'first' else 1 - a:.2f}"
+    for order, text in zip(("first", "second"), record.get("reasoning", ())):
+        rows[f"reasoning, {order} order"] = text
+    rows["label"] = f"{record['p_first']:.3f} for the first response"
+    return table_html([{"": name, "what": text} for name, text in rows.items()])
+
+
+def label_explorer(model, pairs, constitution):
+    "A widget: choose a pair, edit its principle, see the label (needs a running kernel)."
+    from cai_nb.feedback import chain_of_thought, multiple_choice, principle_for
+    from cai_nb.pairs import as_messages
+
+    prompts = [as_messages(pair["prompt"])[-1]["content"][:70] for pair in pairs]
+    which = w.Dropdown(options=[(text, i) for i, text in enumerate(prompts)], description="pair")
+    words = w.Textarea(layout=w.Layout(width="95%"), description="principle")
+    think = w.Checkbox(description="chain of thought")
+    go, out = w.Button(description="label"), w.HTML()
+
+    def show_principle(_=None):
+        words.value = principle_for(pairs[which.value], constitution).comparison
+
+    def show_label(_=None):
+        pair = pairs[which.value]
+        edited = replace(principle_for(pair, constitution), comparison=words.value)
+        method = chain_of_thought if think.value else multiple_choice
+        record = method(model, [{**pair, "principle": edited.id}], Constitution("edited", "", (edited,)))[0]
+        out.value = label_html(pair, edited, record)
+
+    which.observe(show_principle, "value")
+    go.on_click(show_label)
+    show_principle()
+    show_label()
+    return w.VBox([which, words, think, go, out])
+
 # %% ../../nbs/14_widgets.ipynb #55cc3f9c
 def label_panel(model=None,           # LanguageModel; None: the default model, loaded at a press of the button
                 pairs=None,           # pair records; None: four held-out pairs of the two bundled constitutions
                 constitution=None,    # their constitution; None: the two
                 load=None):           # function () -> LanguageModel, for `model=None`
-    "Notebook 06's label explorer as a panel"
-    from cai_nb.feedback import as_pairs, judge_pairs, label_explorer
+    "The label explorer as a panel"
+    from cai_nb.pairs import as_pairs, labelled_pairs
     both = constitution or Ensemble([("harmlessness", 1), ("helpfulness", 1)])
-    pairs = as_pairs(judge_pairs(both, "heldout", exemplars=False))[:4] if pairs is None else pairs
+    pairs = as_pairs(labelled_pairs(both, "heldout", exemplars=False))[:4] if pairs is None else pairs
     start, status, ui = _button("Load the model", "Load the model and label the first pair"), w.HTML(), {}
     panel = Panel("Label explorer", [_row(start), status], lambda: Html(ui["out"].value if ui else _says("The model is not loaded.")), start=start, status=status)
     def press(_=None):
@@ -365,7 +411,7 @@ def chat_panel(folder="../runs/laptop",  # run folder
                max_tokens: int = 64,     # longest answer
                temperature: float = .7, seed: int = 0):
     "A widget: ask start, SL-CAI and RL-CAI of a run the same question, with the same random numbers"
-    from cai_nb.reading import answer
+    from cai_nb.reading import respond
     place = _field(w.Text, "Run folder", value=str(folder), continuous_update=False)
     dice = _field(w.BoundedIntText, "Seed", value=seed, min=0, max=2**31 - 1)
     asked = _field(w.Textarea, "Your question", value=prompt, rows=2)
@@ -386,7 +432,7 @@ def chat_panel(folder="../runs/laptop",  # run folder
             how = SimpleNamespace(max_tokens=max_tokens, temperature=temperature, seed=dice.value)
             for title, lm in models.items():
                 tell(f"{title} answers")
-                said |= answer({title: lm}, later, text, how, len(turns))
+                said |= respond({title: lm}, later, text, how, len(turns))
             turns.append((text, said)); histories.update(later)
             out.value, status.value, asked.value = talk_html(turns, missing), _says("Done."), ""
     ask.on_click(press); anew.on_click(begin); place.observe(leave, "value")
