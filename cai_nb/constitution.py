@@ -23,6 +23,7 @@ from pydantic import Field, StringConstraints, TypeAdapter, ValidationError
 
 from .dialogue import CaiError, Html, data_files, escape, from_paper, nearest, table_html, user, visible
 from .records import KINDS
+from .schema import read_yaml
 
 # %% ../nbs/01_constitution.ipynb #dd9036c2
 class ConstitutionError(CaiError):
@@ -248,64 +249,6 @@ class Constitution(_Principled):
         "Read and check a constitution."
         return source if isinstance(source, _Principled) else _load(source)
 
-# %% ../nbs/01_constitution.ipynb #b1fac255
-_SCALARS = yaml.SafeLoader("")  # knows numbers, dates, true and false
-
-
-def _fail(lines, path, what):
-    "Raise an error with the line of `path`, or of the nearest thing above it, and with the key that it ends in."
-    line = next((lines[path[:n]] for n in range(len(path), -1, -1) if path[:n] in lines), None)
-    where = [f"line {line}"] if line else []
-    if path and isinstance(path[-1], str):
-        where.append(f'key "{visible(path[-1])}"')
-    raise ConstitutionError(f"{', '.join(where)}: {what}" if where else what)
-
-
-def _plain_yaml(node, path, lines, seen):
-    "A YAML node as plain data; `lines` receives the line of every key and entry, `seen` the nodes."
-    lines.setdefault(path, node.start_mark.line + 1)
-    if id(node) in seen:
-        _fail(lines, path, "an alias (*name) is not read here; write the text out.")
-    seen.add(id(node))
-    if node.tag == "tag:yaml.org,2002:seq":
-        return [_plain_yaml(entry, (*path, i), lines, seen) for i, entry in enumerate(node.value)]
-    if node.tag != "tag:yaml.org,2002:map":
-        try:
-            return _SCALARS.construct_object(node, deep=True)
-        except (ValueError, KeyError, AttributeError, TypeError):  # PyYAML's own, for "2024-13-45" or "!!bool x"
-            _fail(lines, path, "its value looks like a date or a number, but is none; put it in quotes.")
-    found = {}
-    for key, value in node.value:
-        here, line = (*path, key.value), key.start_mark.line + 1
-        if key.tag != "tag:yaml.org,2002:str":
-            raise ConstitutionError(f"line {line}: a key has to be a word; put it in quotes.")
-        if here in lines:
-            raise ConstitutionError(f'line {line}, key "{visible(key.value)}": is in line {lines[here]} already; keep one.')
-        lines[here] = line
-        found[key.value] = _plain_yaml(value, here, lines, seen)
-    return found
-
-
-def _parse_yaml(text):
-    "(plain data, {path: line}), or a ConstitutionError with line and column; a path is ('principles', 0, 'id')."
-    lines = {}
-    try:
-        node = yaml.compose(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-        return _plain_yaml(node, (), lines, set()) if node else None, lines
-    except ConstitutionError:
-        raise
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        what = visible(" ".join(x for x in (error.context, error.problem) if x))
-        advice = "look at the indentation, the colons and the quotes there and in the line above"
-        if "\t" in "".join(text.splitlines()[mark.line : mark.line + 1]):
-            advice = "YAML knows no tabs, indent with spaces"
-        raise ConstitutionError(f"line {mark.line + 1}, column {mark.column + 1}: "
-                                f"broken YAML, {what}; {advice}.") from None
-    except Exception as error:  # a character that YAML forbids, or nesting without end
-        first = visible(error).splitlines()[0][:100] if str(error) else type(error).__name__
-        raise ConstitutionError(f"broken YAML, {first}; save it as plain text without control characters.") from None
-
 # %% ../nbs/01_constitution.ipynb #d7babb09
 @dataclass(frozen=True)
 class _File(_Form):
@@ -328,69 +271,74 @@ def _name(value):
     return "an empty list" if value == [] else _NAMES.get(type(value), f"of the type {type(value).__name__}")
 
 
-def _at(data, path):
-    for step in path:
-        data = data[step]
-    return data
-
-
-def _explain(error, data, lines):
-    "Raise the first thing that pydantic found in `data` as a ConstitutionError."
+def _explain(error, data):
+    "(path, what is wrong there and what to write) of the first thing that pydantic found in `data`."
     order = {"unexpected_keyword_argument": 0, "missing": 1, "too_short": 3}
     found = min(error.errors(), key=lambda e: order.get(e["type"], 2))
     path, kind, value = found["loc"], found["type"], found["input"]
     above, key = path[:-1], path[-1]
     form = next((_FORMS[step] for step in reversed(above) if step in _FORMS), _File)
     if kind == "unexpected_keyword_argument":
-        _fail(lines, path, f"unknown key; {nearest(key, [f.name for f in fields(form)])}")
+        return path, f"unknown key '{visible(key)}'; {nearest(key, [f.name for f in fields(form)])}"
     if kind == "missing":
-        id = _at(data, above).get("id")
-        of = f' of "{visible(id)[:80]}"' if isinstance(id, str) else ""
-        _fail(lines, above, f'the key "{key}"{of} is missing; add "{key}: …".')
+        for step in above:
+            data = data[step]
+        of = f" of '{visible(data['id'])[:80]}'" if isinstance(data.get("id"), str) else ""
+        return above, f"the key '{key}'{of} is missing; add '{key}: …'."
     if kind == "dataclass_type":
-        _fail(lines, path, f'entry {key + 1} of "{above[-1]}" is {_name(value)}, but a mapping is expected; '
-                           'begin it with "- id: …".')
+        return path, (f"entry {key + 1} of '{above[-1]}' is {_name(value)}, but a mapping is expected; "
+                      "begin it with '- id: …'.")
     if kind in ("tuple_type", "too_short"):
-        _fail(lines, path, f'is {_name(value)}, but a list is expected; begin each of its entries with "- id: …".')
+        return path, f"'{key}' is {_name(value)}, but a list is expected; begin each of its entries with '- id: …'."
     if value is None or isinstance(value, str) and not value.strip():
-        _fail(lines, path, "is empty; write its text, or leave the key out if it may be missing.")
+        return path, f"'{key}' is empty; write its text, or leave the key out if it may be missing."
     if kind == "literal_error":
         known = get_args(next(f.type for f in fields(form) if f.name == key))
-        _fail(lines, path, f'"{visible(value)[:80]}" is unknown; {nearest(value, known)}')
+        return path, f"'{key}' cannot be \"{visible(value)[:80]}\"; {nearest(value, known)}"
     advice = "write one text" if isinstance(value, (list, dict)) else "put it in quotes"
-    _fail(lines, path, f"is {_name(value)}, but text is expected; {advice}.")
+    return path, f"'{key}' is {_name(value)}, but text is expected; {advice}."
 
-# %% ../nbs/01_constitution.ipynb #e557b3b2
-def _check_uses(principle, path, lines):
-    "A principle is for critique and revision, for comparison, or for both."
-    for key, other in (("critique", "revision"), ("revision", "critique")):
-        if key in principle and other not in principle:
-            _fail(lines, (*path, key), f'is without "{other}", and one needs the other; add "{other}: …".')
-    if "critique" not in principle and "comparison" not in principle:
-        _fail(lines, path, f'the principle "{visible(principle["id"])}" has no use; add "critique: …" and '
-                           '"revision: …", or "comparison: …".')
-
-
-def _from_data(name, data, lines):
-    "A file's data as a constitution; its name may be left out, then it is the file's."
-    if not isinstance(data, dict) or not data:
-        raise ConstitutionError(f'the file is {_name(data)}, but it has to begin with "name: …" and hold a list '
-                                '"principles:".')
-    if "id" in data and "principles" not in data:
-        raise ConstitutionError('one principle alone; put it into a list under "principles:".')
-    try:
-        file = _FILE.validate_python({"name": name, **data})
-    except ValidationError as error:
-        _explain(error, data, lines)
-    for i, principle in enumerate(data["principles"]):
-        _check_uses(principle, ("principles", i), lines)
-    ids = {}
-    for path in lines:
-        if path[-1:] == ("id",):
-            id = path[-3], _at(data, path).strip()
+# %% ../nbs/01_constitution.ipynb #30462833
+def _broken_rules(principles):
+    "(path, what is wrong there and what to write) for rules about more than one key."
+    ids = set()
+    for i, principle in enumerate(principles):
+        at = ("principles", i)
+        for key, other in (("critique", "revision"), ("revision", "critique")):
+            if key in principle and other not in principle:
+                yield (*at, key), f"'{key}' is without '{other}', and one needs the other; add '{other}: …'."
+        if "critique" not in principle and "comparison" not in principle:
+            yield at, (f"the principle '{visible(principle['id'])}' has no use; add 'critique: …' and 'revision: …', "
+                       "or 'comparison: …'.")
+        entries = [("principle", at, principle)]
+        for which in ("exemplars", "pairs"):
+            entries += [(which, (*at, which, k), entry) for k, entry in enumerate(principle.get(which, ()))]
+        for which, path, entry in entries:
+            id = which, entry["id"].strip()
             if id in ids:
-                _fail(lines, path, f'"{visible(id[1])}" is used twice, also in line {ids[id]}; give each entry its own.')
-            ids[id] = lines[path]
+                yield (*path, "id"), f"the id '{visible(id[1])}' is used twice; give each entry its own."
+            ids.add(id)
+
+
+def _from_data(data, places, source):
+    "A file's data as a constitution; its name may be left out, then it is the file's."
+
+    def fail(path, what):
+        where = next((places[path[:n]] for n in range(len(path), 0, -1) if path[:n] in places), source)
+        raise ConstitutionError(f"{where}: {what}")
+
+    if not isinstance(data, dict) or not data:
+        fail((), f"the file is {_name(data)}, but it has to begin with 'name: …' and hold a list 'principles:'.")
+    if "id" in data and "principles" not in data:
+        fail((), "one principle alone; put it into a list under 'principles:'.")
+    try:
+        file = _FILE.validate_python({"name": source.stem, **data})
+    except ValidationError as error:
+        problem = _explain(error, data)
+    else:
+        problem = next(_broken_rules(data["principles"]), None)
+    if problem:
+        fail(*problem)
     return Constitution(file.name, file.description, file.principles)
 
 # %% ../nbs/01_constitution.ipynb #1c02774e
@@ -431,22 +379,19 @@ def _find(source):
 
 
 def _load(source):
-    "A constitution from a bundled name or a file; every message about a file begins with its path."
+    "A constitution from a bundled name or a file."
     path = _find(source)
     try:
         text = path.read_bytes().decode("utf-8-sig")
-        if path.suffix == ".json":
-            return _from_data(path.stem, _paper_lists(json.loads(text)), {})
-        return _from_data(path.stem, *_parse_yaml(text))
-    except UnicodeDecodeError as error:
-        problem = f"byte {error.start} is not UTF-8; save the file as UTF-8 text."
+        data, places = (_paper_lists(json.loads(text)), {}) if path.suffix == ".json" else \
+            read_yaml(text, str(path), error=ConstitutionError)
     except OSError as error:
-        problem = f"cannot be read, {error.strerror}."
-    except ConstitutionError as error:
-        problem = str(error)
+        raise ConstitutionError(f"{path}: cannot be read, {error.strerror}.") from None
+    except UnicodeDecodeError as error:
+        raise ConstitutionError(f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8 text.") from None
     except (ValueError, RecursionError) as error:
-        problem = f"broken JSON, {visible(error)[:80]}."
-    raise ConstitutionError(f"{path}{',' if problem.startswith('line ') else ':'} {problem}")
+        raise ConstitutionError(f"{path}: broken JSON, {visible(error)[:80]}.") from None
+    return _from_data(data, places, path)
 
 # %% ../nbs/01_constitution.ipynb #20146fab
 def _to_yaml(constitution):

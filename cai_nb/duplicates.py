@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['NEAR', 'similarity', 'near_duplicates', 'audit']
 
-# %% ../nbs/01a_duplicates.ipynb #87678a83
+# %% ../nbs/01a_duplicates.ipynb #63f31190
 from collections import Counter
 
 from .constitution import plain

@@ -49,24 +49,33 @@ def read_yaml(
     source="recipe",  # file name for messages; or the --set option that the text comes from
     path=(),  # the keys above this text
     error=SchemaError,  # what is raised
-):  # (plain values, {keys as a tuple: "FILE:LINE"})
+):  # (plain values, {path of a key or list entry, such as ("ppo", "clip") or ("principles", 0): "FILE:LINE"})
     "Values of a YAML text and where each was written"
     places, seen, loader = {}, {}, yaml.SafeLoader("")
 
     def place(node):
         return source if source.startswith("--set") else f"{source}:{node.start_mark.line + 1}"
 
+    def scalar(node, path):
+        try:
+            value = loader.construct_object(node, deep=True)
+        except (ValueError, KeyError, AttributeError, TypeError, OverflowError):  # for 2024-13-45 or "!!bool x"
+            key = f"'{visible(path[-1])}': " if path else ""
+            raise error(f"{place(node)}: {key}a value that looks like a date or a number, but is none; "
+                        "put it in quotes") from None
+        if isinstance(value, int) and value.bit_length() > 63:
+            raise error(f"{place(node)}: a number of {value.bit_length()} bits; give a smaller one")
+        return value
+
     def plain(node, path):
         if id(node) in seen:
             raise error(f"{place(node)}: an alias (*name) is not allowed here; write the value out")
         seen[id(node)] = node
-        if isinstance(node, yaml.ScalarNode):
-            value = loader.construct_object(node)
-            if isinstance(value, int) and value.bit_length() > 63:
-                raise error(f"{place(node)}: a number of {value.bit_length()} bits; give a smaller one")
-            return value
-        if isinstance(node, yaml.SequenceNode):
-            return [plain(item, path) for item in node.value]
+        if node.tag == "tag:yaml.org,2002:seq":
+            places.update({(*path, i): place(item) for i, item in enumerate(node.value)})
+            return [plain(item, (*path, i)) for i, item in enumerate(node.value)]
+        if node.tag != "tag:yaml.org,2002:map":
+            return scalar(node, path)
         values = {}
         for key, value in node.value:
             if not isinstance(key, yaml.ScalarNode):
@@ -80,13 +89,18 @@ def read_yaml(
         return values
 
     try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        node = yaml.compose(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
         return plain(node, path) if node is not None else {}, places
     except yaml.YAMLError as e:
         mark = getattr(e, "problem_mark", None) or getattr(e, "context_mark", None)
-        problem = getattr(e, "problem", None) or getattr(e, "reason", None) or "not YAML"
-        where = f"{source}:{mark.line + 1}" if mark else source
-        raise error(f"{where}: broken YAML ({problem}); write one 'key: value' a line") from None
+        said = [getattr(e, name, None) for name in ("context", "problem", "reason")]
+        problem = visible(" ".join(x for x in said if x) or "not YAML")
+        if not mark:
+            raise error(f"{source}: broken YAML ({problem}); save it as plain text without control characters") from None
+        advice = "look at the indentation, the colons and the quotes there and in the line above"
+        if "\t" in "".join(text.splitlines()[mark.line : mark.line + 1]):
+            advice = "YAML knows no tabs, indent with spaces"
+        raise error(f"{source}:{mark.line + 1}: broken YAML, column {mark.column + 1} ({problem}); {advice}") from None
     except (ValueError, OverflowError) as e:
         raise error(f"{source}: a value cannot be read ({str(e)[:80]}); put text in quotes") from None
     except RecursionError:

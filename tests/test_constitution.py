@@ -56,61 +56,59 @@ def load(tmp_path, text, name="c.yaml"):
 
 # ---------------------------------------------------------------- files that are wrong
 
-WRONG = [
-    ("", ("has to begin with", "principles")),
-    ("just text", ("is text", 'a list "principles:"')),
-    ("- id: a", ("is a list",)),
-    ("id: a\ncomparison: q", ("one principle alone", "principles:")),
-    ("name: x", ("line 1", '"principles" is missing')),
-    ("principles:", ("line 1", '"principles"', "is empty")),
-    ("principles: []", ("line 1", '"principles"', "empty list", "- id")),
-    ("principles: {a: b}", ("line 1", '"principles"', "a mapping", "list is expected")),
-    ("principles: [3]", ("line 1", 'entry 1 of "principles" is a number')),
-    ("principal:\n  - id: a", ("line 1", '"principal"', "unknown key", 'did you mean "principles"')),
-    (GOOD.replace("revision: Write", "revison: Write"),
-     ("line 5", '"revison"', "unknown key", 'did you mean "revision"')),
-    (GOOD.replace("    revision: Write it kindly.\n", ""), ("line 4", '"critique"', 'without "revision"', "add")),
-    (GOOD.replace("    critique: Was it unkind?\n    revision: Write it kindly.\n", ""),
-     ("line 3", '"kind" has no use')),
-    (GOOD.replace("  - id: kind\n   ", "  -"), ("line 3", '"id" is missing')),
-    (GOOD.replace("        response: How stupid.\n", ""), ("line 7", '"response" of "e1" is missing')),
-    (GOOD.replace("How stupid.", ""), ("line 9", '"response"', "is empty")),
-    (GOOD.replace("How stupid.", "' '"), ("line 9", '"response"', "is empty")),
-    (GOOD.replace("How stupid.", "[a, b]"), ("line 9", '"response"', "a list", "text is expected")),
-    (GOOD.replace("How stupid.", "42"), ("line 9", '"response"', "a number", "quotes")),
-    (GOOD.replace("How stupid.", "yes"), ("line 9", '"response"', "true or false", "quotes")),
-    (GOOD.replace("How stupid.", "2024-13-45"), ("line 9", '"response"', "quotes")),
-    (GOOD.replace("How stupid.", "!!timestamp soon"), ("line 9", '"response"', "quotes")),
-    (GOOD.replace("How stupid.", "How: stupid"), ("line 9", "column", "broken YAML", "colons")),
-    (GOOD.replace("How stupid.", "'How stupid."), ("line", "broken YAML", "quotes")),
-    (GOOD.replace("        response", "\t\tresponse"), ("line 9", "broken YAML", "no tabs")),
-    (GOOD.replace("How stupid.", "!!python/object/apply:os.getcwd []"), ("line 9", "broken YAML")),
-    (GOOD.replace("How stupid.", "&a [*a]"), ("line 9", "alias", "write the text out")),
+WRONG = [  # file, line (none: about the file as a whole), what the message says
+    ("", None, ("has to begin with", "principles")),
+    ("just text", None, ("is text", "a list 'principles:'")),
+    ("- id: a", None, ("is a list",)),
+    ("id: a\ncomparison: q", None, ("one principle alone", "principles:")),
+    ("name: x", None, ("'principles' is missing",)),
+    ("principles:", 1, ("'principles'", "is empty")),
+    ("principles: []", 1, ("'principles'", "empty list", "- id")),
+    ("principles: {a: b}", 1, ("'principles'", "a mapping", "list is expected")),
+    ("principles: [3]", 1, ("entry 1 of 'principles' is a number",)),
+    ("principal:\n  - id: a", 1, ("unknown key 'principal'", 'did you mean "principles"')),
+    (GOOD.replace("revision: Write", "revison: Write"), 5, ("unknown key 'revison'", 'did you mean "revision"')),
+    (GOOD.replace("    revision: Write it kindly.\n", ""), 4, ("'critique'", "without 'revision'", "add")),
+    (GOOD.replace("    critique: Was it unkind?\n    revision: Write it kindly.\n", ""), 3, ("'kind' has no use",)),
+    (GOOD.replace("  - id: kind\n   ", "  -"), 3, ("'id' is missing",)),
+    (GOOD.replace("        response: How stupid.\n", ""), 7, ("'response' of 'e1' is missing",)),
+    (GOOD.replace("How stupid.", ""), 9, ("'response'", "is empty")),
+    (GOOD.replace("How stupid.", "' '"), 9, ("'response'", "is empty")),
+    (GOOD.replace("How stupid.", "[a, b]"), 9, ("'response'", "a list", "text is expected")),
+    (GOOD.replace("How stupid.", "42"), 9, ("'response'", "a number", "quotes")),
+    (GOOD.replace("How stupid.", "yes"), 9, ("'response'", "true or false", "quotes")),
+    (GOOD.replace("How stupid.", "2024-13-45"), 9, ("'response'", "quotes")),
+    (GOOD.replace("How stupid.", "!!timestamp soon"), 9, ("'response'", "quotes")),
+    (GOOD.replace("How stupid.", "How: stupid"), 9, ("column", "broken YAML", "colons")),
+    (GOOD.replace("How stupid.", "'How stupid."), 17, ("broken YAML", "quotes")),
+    (GOOD.replace("        response", "\t\tresponse"), 9, ("broken YAML", "no tabs")),
+    (GOOD.replace("How stupid.", "!!python/object/apply:os.getcwd []"), 9, ("broken YAML",)),
+    (GOOD.replace("How stupid.", "&a [*a]"), 9, ("alias",)),
+    (GOOD.replace("I burnt it.\n        better", "&a I burnt it.\n        better").replace("worse: Ha.", "worse: *a"), 14, ("alias",)),
     (GOOD.replace("        revision: What", "        kind: harmfull\n        revision: What"),
-     ("line 11", '"kind"', "harmfull", 'did you mean "harmful"')),
+     11, ("'kind'", "harmfull", 'did you mean "harmful"')),
     (GOOD.replace("        revision: What", "        split: held-out\n        revision: What"),
-     ("line 11", '"split"', 'did you mean "heldout"')),
+     11, ("'split'", 'did you mean "heldout"')),
     (GOOD.replace("        response: How stupid.", "        response: How stupid.\n        response: Ha."),
-     ("line 10", '"response"', "line 9 already")),
-    (GOOD + "  - id: kind\n    comparison: q\n", ("line 17", '"id"', '"kind" is used twice')),
-    (GOOD + "      - id: p1\n        prompt: x\n        better: y\n        worse: z\n",
-     ("line 17", '"p1" is used twice')),
+     10, ("'response'", "c.yaml:9")),
+    (GOOD + "  - id: kind\n    comparison: q\n", 17, ("'kind' is used twice",)),
+    (GOOD + "      - id: p1\n        prompt: x\n        better: y\n        worse: z\n", 17, ("'p1' is used twice",)),
     (GOOD + "  - id: two\n    comparison: q\n    pairs: [{id: p1, prompt: x, better: y, worse: z}]\n",
-     ('pair id "p1"', "twice")),
-    ("a: 1\n---\nb: 2\n", ("line 2", "broken YAML")),
-    ("[" * 20_000, ("broken YAML",)),
-    (b"\xff\xfea\x00", ("byte 0 is not UTF-8", "save")),
-    ("a: \x07", ("broken YAML", "control characters")),
-    ("? [a, b]\n: c", ("line 1", "quotes")),
+     19, ("'p1' is used twice",)),
+    ("a: 1\n---\nb: 2\n", 2, ("broken YAML",)),
+    ("[" * 20_000, 2, ("broken YAML",)),
+    (b"\xff\xfea\x00", None, ("byte 0 is not UTF-8", "save")),
+    ("a: \x07", None, ("broken YAML", "control characters")),
+    ("? [a, b]\n: c", 1, ("a key must be a word",)),
 ]
 
 
-@pytest.mark.parametrize("text, says", WRONG, ids=range(len(WRONG)))
-def test_a_malformed_file_names_file_line_key_and_what_to_write(tmp_path, text, says):
+@pytest.mark.parametrize("text, line, says", WRONG, ids=range(len(WRONG)))
+def test_a_malformed_file_names_file_line_key_and_what_to_write(tmp_path, text, line, says):
     with pytest.raises(ConstitutionError) as error:
         load(tmp_path, text)
     message = str(error.value)
-    assert message.startswith(str(tmp_path / "c.yaml")) and "\n" not in message
+    assert message.startswith(f"{tmp_path / 'c.yaml'}:{line or ''}" + ": " * bool(line)) and "\n" not in message
     for part in says:
         assert part in message, message
 
@@ -190,9 +188,9 @@ def test_what_is_written_loads_to_the_same_strings(tmp_path, a, b, c):
 def test_bundled_files_load_fast_and_survive_a_round_trip(tmp_path, name):
     seconds = []
     for _ in range(3):
-        start = time.perf_counter()
+        start = time.process_time()  # not what others do on the machine
         c = Constitution.load(name)
-        seconds.append(time.perf_counter() - start)
+        seconds.append(time.process_time() - start)
     assert min(seconds) < 0.5
     assert load(tmp_path, c.to_yaml()) == c
 
@@ -329,10 +327,10 @@ def test_the_papers_other_files_are_refused(name):
 
 
 @pytest.mark.parametrize("data, says", [
-    (["Which? Options:", " Options:"], '"comparison" is empty'.replace(" is", '.*is')),
-    ({"a": {"edit_request": "RevisionRequest: x Revision:"}}, '"critique".*is empty'),
-    ({"a": {"prompt": 3, "edit_request": "x"}}, '"critique": is a number'),
-    ({"a": {"prompt": ["x", "y"], "edit_request": "x"}}, '"critique": is a list'),
+    (["Which? Options:", " Options:"], "'comparison' is empty"),
+    ({"a": {"edit_request": "RevisionRequest: x Revision:"}}, "'critique' is empty"),
+    ({"a": {"prompt": 3, "edit_request": "x"}}, "'critique' is a number"),
+    ({"a": {"prompt": ["x", "y"], "edit_request": "x"}}, "'critique' is a list"),
     (["Which? Options:", 3], "the file is a list"), ({}, "begin with")])
 def test_a_damaged_list_of_the_paper_is_an_error(tmp_path, data, says):
     with pytest.raises(ConstitutionError, match=says):
