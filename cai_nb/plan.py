@@ -8,12 +8,13 @@ __all__ = ['HARDWARE', 'SHAPES', 'Hardware', 'Shape', 'shape_from_config', 'mode
 
 # %% ../nbs/10a_plan.ipynb #3999a908
 import json, math, os, re, time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from .dialogue import user
 
-# %% ../nbs/10a_plan.ipynb #0ee9cdaf
+# %% ../nbs/10a_plan.ipynb #ac316e1d
 @dataclass(frozen=True)
 class Hardware:
     "What a kind of machine does in a second"
@@ -40,7 +41,6 @@ HARDWARE = {  # the recipe's machine.kind
         "peak 989 TFLOP/s and 3.35 TB/s, of which 20% in sampling, 40% in training, 60% of the bandwidth"),
 }
 
-# %% ../nbs/10a_plan.ipynb #b4a53d65
 @dataclass(frozen=True)
 class Shape:
     "What the plan has to know of a model"
@@ -51,7 +51,6 @@ class Shape:
 
 SHAPES = {
     "default": Shape(134.515e6, 30, 192, "SmolLM2-135M-Instruct"),
-    "HuggingFaceTB/SmolLM2-135M-Instruct": Shape(134.515e6, 30, 192, "its config"),
     "HuggingFaceTB/SmolLM2-1.7B-Instruct": Shape(1.71e9, 24, 2048, "its config"),
     "Qwen/Qwen2.5-0.5B-Instruct": Shape(0.494e9, 24, 128, "its config"),
     "Qwen/Qwen2.5-7B-Instruct": Shape(7.62e9, 28, 512, "its config"),
@@ -68,17 +67,12 @@ def shape_from_config(config):
     embedding = config["vocab_size"] * h * (1 if config.get("tie_word_embeddings") else 2)
     return Shape(float(layers * block + embedding + h), layers, kv, "config.json")
 
-# %% ../nbs/10a_plan.ipynb #d10b7ce8
 def model_shape(name):
     "The `Shape` of a model by name: from the table, a local config.json, or the size in its name"
     if name in SHAPES:
         return SHAPES[name]
-    path = Path(name) / "config.json"
-    if path.is_file():
-        try:
-            return shape_from_config(json.loads(path.read_text(encoding="utf-8")))
-        except (KeyError, ValueError, TypeError):
-            pass
+    with suppress(OSError, KeyError, ValueError, TypeError):
+        return shape_from_config(json.loads((Path(name) / "config.json").read_text(encoding="utf-8")))
     size = re.search(r"(\d+(?:\.\d+)?)\s*([bm])(?![a-z])", Path(name).name.lower())
     n = float(size[1]) * (1e9 if size[2] == "b" else 1e6) if size else 7e9
     guess = "the size in its name" if size else "a guess: 7 billion parameters"
@@ -225,14 +219,13 @@ def disk_needed(recipe):
         total += copies * (adapter * 3 or 12 * shape.parameters)
     return total + 12 * sum(w.sampled for w in work(recipe))
 
-# %% ../nbs/10a_plan.ipynb #c745ff06
 def format_count(n):
     "A large number for people: 182,831 → '183 thousand'"
-    for size, word in ((1e21, "e21"), (1e18, "e18"), (1e15, "e15"), (1e12, " trillion"), (1e9, " billion"),
-                       (1e6, " million")):
-        if n >= size:
-            return f"{n / size:.3g}{word}"
-    return f"{n / 1e3:.3g} thousand" if n >= 1e4 else f"{n:,.0f}"
+    if n < 1e4:
+        return f"{n:,.0f}"
+    words = {1e12: "trillion", 1e9: "billion", 1e6: "million", 1e3: "thousand"}
+    size, word = next((size, word) for size, word in words.items() if n >= size)
+    return f"{n / size:.3g} {word}"
 
 def format_time(seconds):
     "A time for people: 75 → '1 min 15 s'"
@@ -275,19 +268,15 @@ def plan_text(recipe, hardware=None):
         "key-value cache, 3.5 GiB for the rest; 16 bytes a weight more where all weights are trained",
     ])
 
-# %% ../nbs/10a_plan.ipynb #61cc1e00
-def measure_machine(
-    lm,  # LanguageModel, the recipe's
-    recipe,  # a Recipe: batch sizes and the adapter
-    tokens=12,  # of the responses that are timed
-):  # a `Hardware`
-    "This machine, from some seconds of sampling and training"
+# %% ../nbs/10a_plan.ipynb #269eeee0
+def measure_machine(lm, recipe, tokens=12):  # tokens: of the responses that are timed
+    "This machine as a `Hardware`, from some seconds of sampling and training"
     import torch
     from peft import get_peft_model
     from cai_nb.model import lora_config
     from cai_nb.sft import add_completion_logprob_forward
-    words, s = "How do I keep a promise that I made to a friend who has since moved far away? " * 4, recipe.sft
-    asked = [[user(words[: 80 + 3 * i])] for i in range(recipe.revision.batch_size)]
+    n, s = model_shape(recipe.model.name).parameters, recipe.sft
+    asked = [[user(("How do I keep a promise? " * 20)[: 80 + 3 * i])] for i in range(recipe.revision.batch_size)]
 
     def sample(k):
         begin = time.monotonic()
@@ -307,8 +296,8 @@ def measure_machine(
     (soon, few), (late, many) = sample(1), sample(1 + tokens)
     sampling = max(late - soon, 1e-6) / max(many - few, 1)  # what more tokens cost: the prompts are read either way
     ids = torch.tensor([row[:24] + [row[-1]] * 104 for row in lm.encode(asked[: s.batch_size])], device=lm.device)
-    random = torch.randint(lm.model.config.vocab_size, (len(ids), 104), generator=torch.Generator().manual_seed(0))
-    ids[:, 24:] = random.to(ids)  # rows that differ after the system message
+    random = torch.Generator().manual_seed(0)  # rows that differ after the system message
+    ids[:, 24:] = torch.randint(lm.model.config.get_text_config().vocab_size, (len(ids), 104), generator=random).to(ids)
     labels = ids.clone()
     labels[:, :40] = -100  # a prompt's
     with torch.no_grad():
@@ -319,13 +308,11 @@ def measure_machine(
         adapter = lora_config(model, s.lora_rank, s.lora_layer_fraction)
         model, passes = get_peft_model(model, adapter), 1 + s.lora_layer_fraction
     training = seconds(lambda: (-model(input_ids=ids, labels=labels, completion_only=True).mean()).backward(), 2)
-    memory = 8 * 2**30
     if torch.cuda.is_available():
         memory = torch.cuda.get_device_properties(0).total_memory
-    elif hasattr(os, "sysconf"):
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    n, basis = model_shape(recipe.model.name).parameters, (
-        f"measured just now: {1 / sampling:,.0f} tokens a second sampled, {1 / training:,.0f} trained, "
-        f"{1 / prefill:,.0f} read")
+    else:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 8 * 2**30
+    basis = (f"measured just now: {1 / sampling:,.0f} tokens a second sampled, {1 / training:,.0f} trained, "
+             f"{1 / prefill:,.0f} read")
     return Hardware("this machine", 2 * n / sampling, 2 * passes * n / training, float("inf"), 0.0, memory / 2**30,
                     basis, 2 * n / prefill, caches_frozen=lm.device.type == "cpu")

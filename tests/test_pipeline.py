@@ -190,13 +190,18 @@ def test_the_recipes_numbers_are_those_of_the_methods():
     assert set(kinds) == set(HARDWARE)
 
 
-def test_the_layers_of_a_probe_are_scaled_to_the_models_depth():
-    def lm(depth):
-        return SimpleNamespace(model=SimpleNamespace(config=SimpleNamespace(num_hidden_layers=depth)))
+def of_depth(depth, id=""):
+    "What the judges' layers depend on: a model's configuration"
+    from transformers import LlamaConfig
 
+    return SimpleNamespace(id=id, model=SimpleNamespace(config=LlamaConfig(num_hidden_layers=depth)))
+
+
+def test_the_layers_of_a_probe_are_scaled_to_the_models_depth():
     recipe = load_recipe("laptop", ["feedback.probe_layers=[3, 15]"])
-    assert judges.judge_layers(recipe, lm(30), "train") == (3, 15) and judges.judge_layers(recipe, lm(60), "train") == (6, 30)
-    assert judges.judge_layers(recipe, lm(30), "judge") == (22, 30)
+    assert judges.judge_layers(recipe, of_depth(30), "train") == (3, 15)
+    assert judges.judge_layers(recipe, of_depth(60), "train") == (6, 30)
+    assert judges.judge_layers(recipe, of_depth(30), "judge") == (22, 30)
 
 
 def test_set_overrides_and_is_checked_like_the_file():
@@ -905,7 +910,7 @@ def test_a_reward_that_needs_the_whole_rollout_sees_it_in_any_number_of_processe
         (tmp_path / str(n)).mkdir()
         launch(n, tmp_path / "rollout.py", model, tmp_path / str(n), n)
         found[n] = json.loads((tmp_path / str(n) / "found.json").read_text())
-    for log, seen, measured in (*found[1], *found[2]):
+    for _, seen, measured in (*found[1], *found[2]):
         assert seen == [32, 32], "once a rollout, with all of its rows; never for samples or an evaluation"
         assert not any("same_beginning" in key for key in measured) and "eval_reward" in measured
     one, two = found[1][0][0], found[2][0][0]
@@ -995,7 +1000,7 @@ def test_the_bundled_critic_learnt_from_the_bundled_exemplars():
 @pytest.mark.parametrize("split", ["train", "judge"])
 def test_the_bundled_judges_were_fitted_to_the_bundled_pairs(split):
     card, recipe = run_.read_json(artifacts.bundled_adapter("judges") / split / "training.json"), load_recipe("laptop", sets=["seed=3"])
-    lm = SimpleNamespace(id=card["model"], model=SimpleNamespace(config=SimpleNamespace(num_hidden_layers=30)))
+    lm = of_depth(30, card["model"])
     pairs = judges.judge_training_pairs(recipe, split)  # in whatever order
     assert card == judges.judge_training_card(recipe, lm, split, pairs) and len(pairs) > 150
     other = [{**pairs[0], "better": pairs[0]["better"] + "!"}, *pairs[1:]]
