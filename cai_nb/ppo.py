@@ -27,7 +27,8 @@ from .dialogue import as_messages, assistant
 from .model import trim_memory, load_pretrained, prepacked_weights, complete_sentences
 from .ppo_math import PPOError, RewardError, AdaptiveKL, explained_variance, gae, kl_k1, kl_k3, masked_mean
 from .ppo_math import masked_whiten, policy_loss, token_rewards, value_loss
-from .ppo_model import VLLMSampler, attach_value_head, gathered, enable_frozen_cache, no_dropout, prepare_policy
+from .ppo_model import VLLMSampler, attach_value_head, gathered, enable_frozen_cache, load_classifier
+from .ppo_model import no_dropout, prepare_policy
 from .ppo_model import sample_continuous, sample_tokens, shard_like_policy, stop_ids
 
 # %% ../nbs/08b_ppo_trainer.ipynb #b55916fd
@@ -38,10 +39,14 @@ class ModelReward:
                  tokenizer=None,          # the model's own; None: from the same place
                  max_length: int = 1024,  # longer dialogues are cut, in tokens
                  batch_size: int = 32):
-        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+        from transformers import AutoTokenizer
         place = model.config._name_or_path if isinstance(model, PreTrainedModel) else model
         self.tokenizer, self.max_length, self.batch_size = tokenizer or AutoTokenizer.from_pretrained(place), max_length, batch_size
-        if place is model: model = AutoModelForSequenceClassification.from_pretrained(model, num_labels=1)
+        if place is model:
+            model = load_classifier(model, num_labels=1)
+        elif model.get_output_embeddings() is not None:
+            raise RewardError(f"the reward is a causal language model ({type(model).__name__}), which has no score; pass "
+                              "a trained AutoModelForSequenceClassification with one output.")
         self.model = model.eval()
 
     @torch.no_grad()
