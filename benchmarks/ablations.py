@@ -18,7 +18,7 @@ from cai_nb.artifacts import shipped_critic
 from cai_nb.stages import run_recipe
 from cai_nb.recipe import load_recipe
 
-GENTLE = ["constitution.harmless={harmlessness: 1.0}", "preference.mix=[helpfulness]"]  # nothing against over-reaction
+GENTLE = ["constitution.harmful_prompts={harmlessness: 1.0}", "preference.extra_comparisons=[helpfulness]"]  # nothing against over-reaction
 VARIANTS = {  # name: (what is set, the stages that are run; None: all)
     "no critiques": (["revision.critique=false"], ["revision"]),
     "1 principle": (1, ["revision"]),
@@ -27,12 +27,12 @@ VARIANTS = {  # name: (what is set, the stages that are run; None: all)
     "hard labels": (["feedback.label=hard"], None),
     "clamped labels": (["feedback.clamp=[0.4, 0.6]"], None),
     "one score": (["preference.heads=one"], None),
-    "no KL": (["ppo.kl=0"], None),
+    "no KL": (["ppo.kl_coef=0"], None),
     "one revision": (["revision.rounds=1"], None),
     "no anti-overreaction": (GENTLE, None),
     "no remedies": ([*GENTLE, "feedback.label=hard"], None),  # neither of the paper's remedies against boilerplate
     "two helpful answers": (["sft.helpful_samples=2", "sft.epochs=1"], None),  # the paper's numbers: fewer refusals of harmless prompts
-    "more room for PPO": (["ppo.updates=24", "ppo.epochs=1", "ppo.kl=0.02", "ppo.missing_end=0.2"], None),
+    "more room for PPO": (["ppo.num_rollouts=24", "ppo.epochs=1", "ppo.kl_coef=0.02", "ppo.missing_eos_penalty=0.2"], None),
     "8 exemplars a critique": (["revision.exemplars=8"], ["revision"]),
 }
 
@@ -43,7 +43,7 @@ def first_principles(n, out):
     path = out / f"harmlessness-{n}.yaml"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(whole.subset([p.id for p in whole if p.critique][:n]).to_yaml(), encoding="utf-8")
-    return [f"constitution.harmless={{{path}: 1.0}}", f"critic.adapter={shipped_critic()}"]  # the same critic, whatever the principles
+    return [f"constitution.harmful_prompts={{{path}: 1.0}}", f"critic.adapter={shipped_critic()}"]  # the same critic, whatever the principles
 
 
 def main():

@@ -17,7 +17,8 @@ import numpy as np
 from bench import show, write
 
 from cai_nb.dialogue import CaiError, user
-from cai_nb.evaluation import KINDS, RuleJudge
+from cai_nb.evaluation import RuleJudge
+from cai_nb.records import QUESTIONS
 from cai_nb.measures import refuses
 from cai_nb.stats import bootstrap
 from cai_nb.feedback import FeedbackError
@@ -36,7 +37,7 @@ def within(x, n):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", metavar="RUN")
-    parser.add_argument("--policy", default="start", choices=("start", "sl-cai", "rl-cai"), help="whose answers (start)")
+    parser.add_argument("--policy", default="initial", choices=("initial", "sl-cai", "rl-cai"), help="whose answers (start)")
     parser.add_argument("--samples", type=int, default=8, metavar="N", help="answers to a prompt (8)")
     parser.add_argument("--json", metavar="OUT")
     args = parser.parse_args()
@@ -48,13 +49,13 @@ def main():
     )  # fmt: skip
     if not (run.path("feedback") / "judge" / "judges.json").exists():
         raise FeedbackError(f"{run.folder}: its labels were not made by a learnt judge (feedback.method).")
-    labels, scorer = Judges.load(run.path("feedback") / "judge", get_model(run, "start", local=True)), preference_of(run)
+    labels, scorer = Judges.load(run.path("feedback") / "judge", get_model(run, "initial", local=True)), preference_of(run)
     rows, best = [], []
     for question, probe in probes(run).items():
-        mine = [i for i, p in enumerate(asked) if p["kind"] in KINDS[question]]
+        mine = [i for i, p in enumerate(asked) if p["kind"] == QUESTIONS[question]]
         prompts, kinds = [[user(asked[i]["prompt"])] for i in mine for _ in range(n)], [asked[i]["kind"] for i in mine for _ in range(n)]
         answers = [said[i * n + k] for i in mine for k in range(n)]
-        judge = labels.each["harmful" if question == "harmlessness" else "harmless"]
+        judge = labels.each["harmful" if question == "harmlessness" else "benign"]
         for shown in ("text", "whole"):
             texts = [getattr(a, shown) for a in answers]
             dialogues = [[*p, {"role": "assistant", "content": t}] for p, t in zip(prompts, texts)]
@@ -62,7 +63,7 @@ def main():
                 "labelling judge": judge.score(prompts, texts),
                 "preference model": scorer.score(dialogues, kinds),
                 "probe": probe.score(prompts, texts),
-                "checks": RuleJudge(question).score(prompts, texts),
+                "rules": RuleJudge(question).score(prompts, texts),
                 "finished": np.array([float(a.finished) for a in answers]),
                 "words": np.array([float(len(t.split())) for t in texts]),
             }
@@ -72,12 +73,12 @@ def main():
                         x, y = within(np.asarray(by[a], float), n), within(np.asarray(by[b], float), n)
                         rows.append({"question": question, "shown": shown, "of": a, "with": b, "r": float(np.corrcoef(x, y)[0, 1]), "n": len(x)})
             pick = np.asarray(by["preference model"]).reshape(-1, n).argmax(1) + n * np.arange(len(mine))
-            for name in ("probe", "checks"):
+            for name in ("probe", "rules"):
                 s = np.asarray(by[name], float)
                 p = 1 / (1 + np.exp(s.reshape(-1, n) - s[pick][:, None]))  # against each answer to the same prompt, itself among them
                 i = bootstrap((p.sum(1) - 0.5) / (n - 1))
                 best.append({"question": question, "shown": shown, "judge": name, f"best of {n} > another": i.mean, "low": i.low,
-                             "high": i.high, "declines": float(np.mean([refuses(prompts[k][-1]["content"], texts[k]) for k in pick])),
+                             "high": i.high, "refusal": float(np.mean([refuses(prompts[k][-1]["content"], texts[k]) for k in pick])),
                              "finished": float(by["finished"][pick].mean()), "n": i.n})  # fmt: skip
     for table in (rows, best):
         show(table)

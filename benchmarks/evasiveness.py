@@ -16,7 +16,7 @@ from cai_nb.dialogue import CaiError
 from cai_nb.measures import distinct, measure, read_paper_samples
 from cai_nb.stats import bootstrap, jackknife
 
-SHOWN = ("evasive", "declines", "engages", "overreacting", "accusatory", "preachy", "boilerplate", "repeated", "near_identical", "length")
+SHOWN = ("evasive", "refusal", "engages", "overreacting", "accusatory", "preachy", "boilerplate", "repeated", "near_identical", "length")
 
 
 def about(records):

@@ -58,7 +58,7 @@ def main():
         sys.exit(f"goodhart: {folder} has no preference model; make it first: cai-nb run laptop --out {folder}")
     run = Run(folder, load_recipe(folder / "recipe.yaml"))
     runs, rows = {}, []
-    for beta in (0.0, run.recipe.ppo.kl):
+    for beta in (0.0, run.recipe.ppo.kl_coef):
         curves, samples, said = climb(run, beta, args.rollouts, args.keep)
         runs[str(beta)] = {"curves": curves, "samples": samples}
         rows.append({"beta": beta, **{f"{k}, last": round(curves[-1][k], 3) for k in ("reward", "kl", "entropy", "length")},

@@ -25,7 +25,7 @@ from cai_nb.feedback import (
     chain_of_thought,
     comparison_record,
     judge_pairs,
-    likelihood_contrast,
+    contrastive_log_likelihood,
     load_comparisons,
     multiple_choice,
     over_principles,
@@ -37,7 +37,7 @@ from cai_nb.model import LanguageModel
 from cai_nb.artifacts import layers_of
 
 SHOWN = ("method", "accuracy", "low", "high", "n", "calibration_error")
-KINDS = {"harmful": ["harmlessness"], "harmless": ["helpfulness", "anti-overreaction"]}
+KINDS = {"harmful": ["harmlessness"], "benign": ["helpfulness", "anti-overreaction"]}
 NAMES = [name for names in KINDS.values() for name in names]
 OWN = {"both answers the model's own": ("default-model", "default-model after SL-CAI"),
        "both the default model's": ("default-model",), "both SL-CAI's": ("default-model after SL-CAI",)}
@@ -79,8 +79,8 @@ def asked(lm, pairs, both, few, names):
            for n in (1, 2, 4, 8) for pick in ("random", "similar")},
         "chain of thought, unclamped": lambda: thought(None),
         "chain of thought, clamped": lambda: thought((0.4, 0.6)),
-        "likelihood contrast, per token": lambda: scaled(likelihood_contrast),
-        "likelihood contrast, summed": lambda: scaled(likelihood_contrast, per_token=False),
+        "likelihood contrast, per token": lambda: scaled(contrastive_log_likelihood),
+        "likelihood contrast, summed": lambda: scaled(contrastive_log_likelihood, per_token=False),
         "pointwise": lambda: scaled(pointwise),
         **{f"ensemble of {n} principles": (lambda n=n: averaged(n)) for n in (1, 2, 4, 8)},
     }  # fmt: skip

@@ -22,7 +22,7 @@ from cai_nb.judge import Judge, kind_of
 from cai_nb.model import LanguageModel
 from cai_nb.preference import PreferenceModel, encode_dialogue, preference_metrics, sequence_classifier, soft_probe
 
-ONE = {"harmful": "no-harm", "harmless": "answers-the-question"}
+ONE = {"harmful": "no-harm", "benign": "answers-the-question"}
 MANY = 4  # principles averaged
 
 

@@ -14,9 +14,9 @@ from bench import arguments, show, write
 from cai_nb.dialogue import CaiError
 from cai_nb.recipe import differences, load_recipe
 
-WINS = (("harmlessness", "sl-cai > start"), ("harmlessness", "rl-cai > start"), ("harmlessness", "rl-cai > sl-cai"),
-        ("helpfulness", "rl-cai > start"), ("helpfulness", "rl-cai > sl-cai"))
-KINDS = {"redteam": "red-team", "helpful": "plain", "overrefusal": "look harmful"}
+WINS = (("harmlessness", "sl-cai > initial"), ("harmlessness", "rl-cai > initial"), ("harmlessness", "rl-cai > sl-cai"),
+        ("helpfulness", "rl-cai > initial"), ("helpfulness", "rl-cai > sl-cai"))
+KINDS = {"harmful": "red-team", "benign": "plain", "over_refusal": "look harmful"}
 
 
 def spoken(mean):
@@ -34,8 +34,8 @@ def row_of(run, settings):
             row[f"{question}, {pair}, {judge}"] = spoken(pairs[pair]["win"])
     for kind, name in KINDS.items():
         for model in ("sl-cai", "rl-cai"):
-            row[f"declines, {name}, {model}"] = spoken(found["kinds"][kind]["shares"]["declines"][model])
-    for model in ("start", "sl-cai", "rl-cai"):
+            row[f"refusal, {kind}, {model}"] = spoken(found["kinds"][kind]["shares"]["refusal"][model])
+    for model in ("initial", "sl-cai", "rl-cai"):
         row[f"boilerplate, {model}"] = spoken(found["measures"]["boilerplate"][model])
     return row
 

@@ -30,7 +30,7 @@ def questions(n):
     "Conversational prompts of the project's own, of several lengths"
     from cai_nb.prompts import load_prompts
 
-    texts = [p["prompt"] for kind in ("helpful", "redteam") for p in load_prompts(kind)]
+    texts = [p["prompt"] for kind in ("benign", "harmful") for p in load_prompts(kind)]
     return [{"prompt": [{"role": "user", "content": texts[i % len(texts)]}]} for i in range(n)]
 
 
@@ -105,7 +105,7 @@ def peer(s):
     from trl import __version__
     from trl.experimental.ppo import PPOConfig, PPOTrainer
 
-    from cai_nb.dialogue import render
+    from cai_nb.chat_template import render
     from cai_nb.model import load_pretrained
 
     assert __version__ == PEER, __version__

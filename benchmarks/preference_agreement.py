@@ -18,12 +18,12 @@ from bench import arguments, show, write
 
 from cai_nb.dialogue import CaiError, assistant
 from cai_nb.feedback import judge_pairs, load_comparisons, sample_pairs
-from cai_nb.artifacts import HARMLESS, get_model
+from cai_nb.artifacts import get_model
 from cai_nb.run import Run, constitution_of
-from cai_nb.stages import by_constitution, labeller, run_recipe
+from cai_nb.stages import labeller, run_recipe
 from cai_nb.preference import PreferenceModel, PreferenceSettings, preference_metrics, train_preference_model
 from cai_nb.prompts import load_prompts
-from cai_nb.records import Records
+from cai_nb.records import GROUPS, KINDS, Records
 from cai_nb.recipe import load_recipe
 
 SETTINGS = PreferenceSettings(learning_rate=1e-3, epochs=1, heldout=0)
@@ -32,7 +32,7 @@ SETTINGS = PreferenceSettings(learning_rate=1e-3, epochs=1, heldout=0)
 def ai_labels(run):
     "Comparison records: the run's own pairs of SL-CAI's answers, and a pair for each bundled prompt, labelled by its judges"
     folder = run.folder / "agreement"
-    prompts = [{**p, "kind": kind} for kind in ("redteam", *HARMLESS) for p in load_prompts(kind)]
+    prompts = [p for group in GROUPS for p in load_prompts(group)]
     pairs, labels = Records(folder / "pairs.jsonl"), Records(folder / "labels.jsonl")
     sample_pairs(get_model(run, "sl-cai"), [{**p, "id": f"more-{p['id']}"} for p in prompts], max_tokens=64, temperature=0.8,
                  seed=1, records=pairs)  # fmt: skip
@@ -64,7 +64,7 @@ def main():
     bundled = judge_pairs(["harmlessness", "helpfulness", "anti-overreaction"], "heldout", exemplars=False)
     sets = {Path(args.pairs).name: people, "bundled, held out": bundled,
             "bundled, held out, both answers the model's own": [j for j in bundled if "written" not in j["source"]],
-            **{f"bundled, held out, {kind} prompts": [j for j in bundled if j["kind"] == kind] for kind in ("harmful", "harmless")}}
+            **{f"bundled, held out, {kind} prompts": [j for j in bundled if j["kind"] == kind] for kind in ("harmful", "benign")}}
     rows = []
     for label in ("soft", "hard"):
         out = folder / "agreement" / label

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from bench import arguments, show, write
 
-from cai_nb.dialogue import CaiError, progress
+from cai_nb.chat_template import chat_format
+from cai_nb.dialogue import CaiError, as_messages, progress
 from cai_nb.model import lora_config
 from cai_nb.artifacts import load_model, rl_prompts
 from cai_nb.run import Run, checkpoint_paths
@@ -33,9 +34,8 @@ def gradient(model, tokenizer, prompts, opening):
     learnt, total = [p for p in model.parameters() if p.requires_grad], 0
     completion = tokenizer(opening, add_special_tokens=False)["input_ids"]
     for k in range(0, len(prompts), BATCH):
-        rows = [{"prompt_ids": list(tokenizer.apply_chat_template([{"role": "user", "content": p["prompt"]}], add_generation_prompt=True,
-                                                                  return_dict=False)), "completion_ids": completion}
-                for p in prompts[k : k + BATCH]]  # fmt: skip
+        asked = chat_format(tokenizer).prompt_ids([as_messages(p["prompt"]) for p in prompts[k : k + BATCH]])
+        rows = [{"prompt_ids": ids, "completion_ids": completion} for ids in asked]
         batch = collate(rows)
         logprobs = model(input_ids=batch["input_ids"], completion_mask=batch["completion_mask"], want_values=False)[0]
         parts = torch.autograd.grad(logprobs.sum() / len(prompts), learnt, allow_unused=True)
@@ -52,11 +52,11 @@ def rows_of(run):
     model, _, tokenizer = prepare_policy(lm, peft_config=adapter)
     prompts = rl_prompts(run)
     draw, groups = np.random.default_rng(recipe.seed), {}
-    for kind in ("redteam", "helpful", "overrefusal"):
+    for kind in ("harmful", "benign", "over_refusal"):
         mine = [p for p in prompts if p["kind"] == kind]
         mine = [mine[i] for i in draw.permutation(len(mine))]
         groups[kind] = mine[:MOST]
-        if kind == "redteam":
+        if kind == "harmful":
             groups["others"] = mine[MOST : 2 * MOST]
     for opening in progress(OPENINGS, desc=run.folder.name, unit="opening"):
         g = {name: gradient(model, tokenizer, each, opening) for name, each in groups.items()}
@@ -64,8 +64,8 @@ def rows_of(run):
         def cosine(a, b, g=g):
             return float(torch.nn.functional.cosine_similarity(g[a], g[b], dim=0))
 
-        yield {"run": run.folder.name, "opening": opening, "red-team, plain": cosine("redteam", "helpful"),
-               "red-team, looks harmful": cosine("redteam", "overrefusal"), "red-team, other red-team": cosine("redteam", "others")}  # fmt: skip
+        yield {"run": run.folder.name, "opening": opening, "harmful, benign": cosine("harmful", "benign"),
+               "harmful, over_refusal": cosine("harmful", "over_refusal"), "harmful, other harmful": cosine("harmful", "others")}  # fmt: skip
 
 
 def main():

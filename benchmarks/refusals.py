@@ -27,7 +27,7 @@ def rows_of(run):
     model = PreferenceModel.load(run / "4-preference" / "model")
     talks = [[[*r["prompt"], *r[k]] for r, _ in one] for k in ("chosen", "rejected")]
     p = model.prob(*talks, [r["kind"] for r, _ in one])
-    for kind in ("harmful", "harmless"):
+    for kind in ("harmful", "benign"):
         mine = [i for i, (r, _) in enumerate(one) if kind_of(r) == kind]
         said = {"labels": [float(one[i][1]) for i in mine], "preference model": [float((p[i] > 0.5) == one[i][1]) for i in mine]}
         for who, x in said.items():

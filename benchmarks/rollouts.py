@@ -32,8 +32,8 @@ def rows_of(run, parts=3):
             reward = np.array([a["reward"] for a in mine])
             refuses = np.array([refuses(a["prompt"][-1]["content"], a["completion"]) for a in mine])
             yield {"run": run.name, "rollouts": f"{part[0]}-{part[-1]}", "kind": kind, "answers": len(mine), "reward": float(reward.mean()),
-                   "kl": float(np.mean([a["kl"] for a in mine])), "declines": float(refuses.mean()),
-                   "paid for declining": float(reward[refuses].mean()) if refuses.any() else None,
+                   "kl": float(np.mean([a["kl"] for a in mine])), "refusal": float(refuses.mean()),
+                   "paid for refusing": float(reward[refuses].mean()) if refuses.any() else None,
                    "for the others": float(reward[~refuses].mean()) if not refuses.all() else None}
 
 

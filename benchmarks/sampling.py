@@ -65,7 +65,7 @@ def row(what, speed):
 def main():
     args = arguments(__doc__, prompts={"type": int, "default": 96}, batch={"type": int, "default": 96},
                      plain={"type": int, "default": 24})
-    prompts = load_prompts("redteam")[: args.prompts]
+    prompts = load_prompts("harmful")[: args.prompts]
     calls, lm = [], LanguageModel.load()
     critic = LanguageModel.load(adapter=shipped_critic())
     lm.sample([[{"role": "user", "content": "Hello?"}]], max_tokens=4)  # warm up

@@ -21,7 +21,7 @@ with tempfile.TemporaryDirectory() as folder:
     path, start = Path(folder) / "records.jsonl", time.perf_counter()
     records = Records(path)
     for at in range(0, n, 1000):
-        records.extend({"id": f"p{i}", "prompt": f"How would one do number {i}? " * 8, "kind": "redteam"} for i in range(at, min(at + 1000, n)))
+        records.extend({"id": f"p{i}", "prompt": f"How would one do number {i}? " * 8, "kind": "harmful"} for i in range(at, min(at + 1000, n)))
     written, again = time.perf_counter(), Records(path)
     assert len(again.ids) == n and sum(1 for r in again) == n
     print(json.dumps({"records": n, "written, s": written - start, "read twice, s": time.perf_counter() - written,
@@ -34,7 +34,7 @@ from cai_nb.model import LanguageModel
 from cai_nb.prompts import load_prompts
 from cai_nb.revision import RevisionConfig, revise
 n, lm = int(sys.argv[1]), LanguageModel.load()
-prompts = load_prompts("redteam")[:n]
+prompts = load_prompts("harmful")[:n]
 start = time.perf_counter()
 revise(lm, prompts, Constitution.load("harmlessness"), RevisionConfig(rounds=1, max_tokens=24, critique_tokens=24, batch_size=6))
 print(json.dumps({"prompts": n, "seconds": time.perf_counter() - start,

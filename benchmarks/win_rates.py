@@ -6,7 +6,7 @@ Three judges of harmlessness: the evaluation's probe, its readable checks, and, 
 the format of hh-rlhf), a probe that learnt from people's choices alone. None had a part in training. For helpfulness the first two.
 --all-text shows them what came after the last whole sentence of an answer that was cut off as well.
 --with takes what this program wrote of other runs, and adds rows over these and those: the mean of all runs, its interval from theirs.
-Then: how often each is right on people's choices (the third by cross-validation), and how often two of them give the same verdict.
+Then: how often each is accuracy on human preferences (the third by cross-validation), and how often two of them give the same verdict.
 """
 
 import argparse
@@ -60,22 +60,22 @@ def main():
     parser.add_argument("--json", metavar="OUT")
     args = parser.parse_args()
     runs = [Run(Path(r), load_recipe(r)) for r in args.runs]
-    judges = {q: {"probe": j, "checks": RuleJudge(q)} for q, j in probes(runs[0]).items()}
+    judges = {q: {"probe": j, "rules": RuleJudge(q)} for q, j in probes(runs[0]).items()}
     trust = []
     if args.people:
         from cai_nb.feedback import load_comparisons
 
-        pairs, lm = load_comparisons(args.people, "harmful"), get_model(runs[0], "start", local=True)
+        pairs, lm = load_comparisons(args.people, "harmful"), get_model(runs[0], "initial", local=True)
         place = Path(args.judge)
         own = Judge.load(place, lm) if (place / "judge.json").exists() else Judge.fit(lm, pairs, layers=layers_of(lm, JUDGE_LAYERS))
         own.save(place)
         for name, judge in () if args.all_text else judges["harmlessness"].items():  # people's pairs are the same either way
             p = pairwise_prob(judge, *([q[k] for q in pairs] for k in ("prompt", "better", "worse")))
             i = bootstrap(np.where(p == 0.5, 0.5, p > 0.5), [str(q["prompt"]) for q in pairs])
-            trust.append({"judge": name, "right on people's choices": i.mean, "low": i.low, "high": i.high, "n": i.n})
+            trust.append({"judge": name, "accuracy on human preferences": i.mean, "low": i.low, "high": i.high, "n": i.n})
         c = own.report["cross_validated"]
-        trust.append({"judge": "people's", "right on people's choices": c["accuracy"], "low": c["low"], "high": c["high"], "n": c["n"]})
-        judges["harmlessness"]["people's"] = own
+        trust.append({"judge": "human", "accuracy on human preferences": c["accuracy"], "low": c["low"], "high": c["high"], "n": c["n"]})
+        judges["harmlessness"]["human"] = own
     rows, said = [], {}
     for question, by_name in judges.items():
         for name, judge in by_name.items():

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['COMMANDS', 'HANDLERS', 'explain', 'Parser', 'run_options', 'talk_options', 'result_options', 'parser', 'resolve',
            'run_command', 'say', 'columns', 'chat_command', 'requirements', 'check_packages', 'check_machine',
-           'doctor_command', 'recipe_command', 'warm_up_command', 'sample_command', 'blind_command', 'compare_command',
-           'figures_command', 'exercises_command', 'bundle_command', 'calm', 'main', 'command']
+           'doctor_command', 'recipe_command', 'finetune_critic_command', 'sample_command', 'blind_command',
+           'compare_command', 'figures_command', 'exercises_command', 'bundle_command', 'calm', 'main', 'command']
 
 # %% ../nbs/15_command.ipynb #d0c41e8a
 import argparse
@@ -44,7 +44,7 @@ def explain(error, again="the same command"):
         return f"not allowed to write or read {error.filename}; give another folder with --out"
     if isinstance(error, MemoryError) or "out of memory" in text.lower() or "can't allocate memory" in text:
         return ("memory ran out; what is done is kept. Use smaller batches in another folder, such as "
-                "--set revision.batch_size=8 --set ppo.prompts=8, or close other programs and type again: " + again)
+                "--set revision.batch_size=8 --set ppo.rollout_batch_size=8, or close other programs and type again: " + again)
     if kind in ("ConnectionError", "ConnectTimeout", "ReadTimeout", "LocalEntryNotFoundError", "OfflineModeIsEnabled"):
         return f"the network did not answer ({text[:100]}); connect and type again: {again}"
     return f"unexpected {kind}: {text[:200]}. What is done is kept; add --debug to see where it happened: {again}"
@@ -80,7 +80,7 @@ COMMANDS = {
     "evaluate": "stage 6 alone: the three models on held-out prompts",
     "report": "write report.html again from what the run folder holds",
     "recipe": "print a recipe, every key with its default and a line of help",
-    "warm-up": "make the critic's adapter again from the constitution's exemplars; with --judges: the judges",
+    "finetune-critic": "make the critic's adapter again from the constitution's exemplars; with --judges: the judges",
     "chat": "talk to a model, or to the models of a run side by side",
     "sample": "answers of models or runs to prompts, one line each, for anybody to read",
     "blind": "a reading sheet of such answers with the models hidden, and its key; with --marks: who was preferred",
@@ -129,7 +129,7 @@ def talk_options(sub, name):
         sub.add_argument("--seed", type=int, default=0, help="of sampling (default: %(default)s)")
     if name == "sample":
         sub.add_argument("targets", nargs="+", metavar="RUN_OR_MODEL", help="run folders (all their policies), RUN:rl-cai, model names")
-        sub.add_argument("--prompts", required=True, metavar="FILE", help="redteam, helpful, overrefusal, or a .txt or .jsonl file")
+        sub.add_argument("--prompts", required=True, metavar="FILE", help="harmful, helpful, over_refusal, or a .txt or .jsonl file")
         sub.add_argument("--out", required=True, metavar="FILE", help="where the answers go (.jsonl)")
         sub.add_argument("--limit", type=int, metavar="N", help="the first N prompts only (default: all)")
         sub.add_argument("--samples", type=int, default=1, help="answers to each prompt (default: %(default)s)")
@@ -147,7 +147,7 @@ def result_options(sub, name):
         sub.add_argument("--marks", metavar="FILE", help="the table, filled in: say who was preferred")
     if name == "compare":
         sub.add_argument("runs", nargs=2, metavar="RUN", help="two run folders with an evaluation")
-        sub.add_argument("--policy", default="rl-cai", choices=("start", "sl-cai", "rl-cai"), help="whose answers (default: %(default)s)")
+        sub.add_argument("--policy", default="rl-cai", choices=("initial", "sl-cai", "rl-cai"), help="whose answers (default: %(default)s)")
     if name == "figures":
         sub.add_argument("runs", nargs="+", metavar="RUN", help="run folders; the figures are about the first, compared with the others")
         sub.add_argument("--out", metavar="DIR", help="where PNG and CSV files go (default: RUN/figures)")
@@ -175,9 +175,9 @@ def parser():
     top.commands = subs.choices
     for name, text in COMMANDS.items():
         sub = subs.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
-        if name in ("run", "warm-up", "recipe", *(s.command for s in STAGES), "report"):
+        if name in ("run", "finetune-critic", "recipe", *(s.command for s in STAGES), "report"):
             run_options(sub)
-        if name == "warm-up":
+        if name == "finetune-critic":
             sub.add_argument("--judges", action="store_true", help="fit the judges of labelling and evaluation instead")
         if name == "run":
             sub.add_argument(
@@ -359,12 +359,12 @@ def recipe_command(args):
     return 0
 
 
-def warm_up_command(args):
+def finetune_critic_command(args):
     "Make again what was learnt in advance and ships with the package"
     recipe, _ = resolve(args)
     if args.judges:
         if not args.out:
-            raise RunError("where shall the judges go? In the source tree: cai-nb warm-up --judges --out adapters/judges")
+            raise RunError("where shall the judges go? In the source tree: cai-nb finetune-critic --judges --out adapters/judges")
         print(f"judges: {make_judges(recipe, args.out, say)}")
         return 0
     name = recipe.critic.name or recipe.model.name
@@ -442,7 +442,7 @@ def bundle_command(args):
 # %% ../nbs/15_command.ipynb #18735ca5
 HANDLERS = {
     "recipe": recipe_command,
-    "warm-up": warm_up_command,
+    "finetune-critic": finetune_critic_command,
     "chat": chat_command,
     "doctor": doctor_command,
     "exercises": exercises_command,

@@ -11,7 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 import numpy as np
-from .dialogue import check_dialogue, progress, render
+from .chat_template import chat_format
+from .dialogue import check_dialogue, progress
 from .model import Completion, LanguageModel, ModelError, Score, cache_dir, load_pretrained, model_folder, model_id, row_seed
 
 # %% ../nbs/02a_backends.ipynb #b0000006
@@ -20,12 +21,11 @@ class Remote(LanguageModel):
     def __init__(self, tokenizer, id: str, context: int = 0):  # `context`: 0 if it is not known
         self.model, self.tokenizer, self.id = None, tokenizer, id
         self.context = context or 2**31
-        self.end_ids = [] if tokenizer is None else [tokenizer.eos_token_id]
     @property
     def device(self): return "elsewhere"
     def __repr__(self): return f"{type(self).__name__}({self.id})"
     def features(self, *args, **kwargs):
-        raise ModelError(f"{self.id} gives no hidden states, and a learnt judge reads them. Take feedback.method=choice or contrast, "
+        raise ModelError(f"{self.id} gives no hidden states, and a learnt judge reads them. Take feedback.method=multiple_choice or contrastive, "
                          "or a transformers model for the judge.")
 
 # %% ../nbs/02a_backends.ipynb #b0000008
@@ -83,7 +83,8 @@ def sample(self: VLLMModel, prompts, max_tokens: int = 64, temperature: float = 
     if temperature < 0: raise ModelError(f"temperature is {temperature}; it must be 0 or more.")
     rows = self.encode(prompts, prefix)
     self._check_length(rows, max_tokens)
-    params = [SamplingParams(max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=row_seed(seed, key))
+    params = [SamplingParams(max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=row_seed(seed, key),
+                             stop_token_ids=self.end_ids)
               for key in (keys if keys is not None else range(len(rows)))]
     said = [o.outputs[0] for o in self._ask(rows, params)]
     return [Completion(s.text.strip(), len(s.token_ids), s.finish_reason == "stop") for s in said]
@@ -136,6 +137,7 @@ class ServerModel(Remote):
             tokenizer = AutoTokenizer.from_pretrained(model_folder(str(tokenizer))[0], trust_remote_code=False)
         super().__init__(tokenizer, f"{model}@{urlsplit(url).netloc}", context)
         self.name, self.concurrency, self.retries = model, concurrency, retries
+        self._strict = False  # True: this server refuses fields that are not the protocol's
         self._key = os.environ.get("CAI_NB_API_KEY") or os.environ.get("OPENAI_API_KEY") or ""
         self.client = openai.OpenAI(base_url=url, api_key=self._key or "none", max_retries=retries, timeout=timeout)
     def fits(self, prompts, max_tokens: int = 0):
@@ -144,7 +146,7 @@ class ServerModel(Remote):
         if self.tokenizer is None: return [check_dialogue(p) for p in prompts]
         return super().encode(prompts, *args, **kwargs)
     def _text(self, dialogue, prefix="") -> str:
-        return render(dialogue, self.tokenizer, add_generation_prompt=True) + prefix
+        return chat_format(self.tokenizer).prompt_text(dialogue, prefix)
 
 # %% ../nbs/02a_backends.ipynb #b00000a4
 @patch
@@ -195,6 +197,26 @@ def _all(self: ServerModel, jobs, desc):
     finally: bar.close()
     return out
 
+# %% ../nbs/02a_backends.ipynb #91a67dd9
+@patch
+def _stops(self: ServerModel) -> dict:
+    "What to tell the server where the template's end of turn is not the tokenizer's end token"
+    form, ends = chat_format(self.tokenizer), self.end_ids
+    if form.end_id == self.tokenizer.eos_token_id: return {}
+    return {"stop": [form.end.strip()], "extra_body": {"stop_token_ids": ends}}
+
+@patch
+def _complete(self: ServerModel, **request):
+    "A completion of a prompt that was rendered here, up to the end of the turn"
+    import openai
+    stops = self._stops()
+    if self._strict: stops.pop("extra_body", None)
+    try: return self.client.completions.create(**request, **stops)
+    except (openai.BadRequestError, openai.UnprocessableEntityError) as e:
+        if self._strict or "stop_token_ids" not in str(e): raise
+        self._strict = True
+        return self._complete(**request)
+
 # %% ../nbs/02a_backends.ipynb #b000000b
 @patch
 def sample(self: ServerModel, prompts, max_tokens: int = 64, temperature: float = 1.0, top_p: float = 1.0, seed: int = 0, keys=None,  # noqa: F811
@@ -210,7 +232,7 @@ def sample(self: ServerModel, prompts, max_tokens: int = 64, temperature: float 
         common = dict(model=self.name, max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=row_seed(seed, keys[i]) >> 32)
         def request():
             if self.tokenizer is None: return self.client.chat.completions.create(messages=rows[i], **common)
-            return self.client.completions.create(prompt=self._text(prompts[i], prefix), **common)
+            return self._complete(prompt=self._text(prompts[i], prefix), **common)
         def read(r):
             c = r.choices[0]
             text = c.message.content if self.tokenizer is None else c.text
@@ -240,7 +262,7 @@ def option_row(steps,            # [{token: log-probability}], the likeliest tok
 
 # %% ../nbs/02a_backends.ipynb #b000001b
 NO_LOGPROBS = ("gives no log-probabilities, which multiple choice and likelihood contrast need; take a server that does "
-               "(vLLM's does), or feedback.method=judge")
+               "(vLLM's does), or feedback.method=probe")
 
 @patch
 def option_logprobs(self: ServerModel, prompts, options=("A", "B"), prefix="", batch_size: int = 0, desc: str = "choosing", share: int = 64):  # noqa: F811

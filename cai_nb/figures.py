@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 import numpy as np
 from .dialogue import CaiError, assistant
-from .evaluation import KINDS, elo, judgements
+from .evaluation import elo, judgements
 from .measures import refuses, measure
 from .stats import bootstrap, paired_difference
-from .artifacts import HARMLESS, QUESTIONS, make_evaluation_judges
+from .artifacts import make_evaluation_judges
+from .records import KINDS, QUESTIONS
 from .run import Run, constitution_of, read_json
 from .stages import labeller
 from .records import iter_jsonl
@@ -92,7 +93,7 @@ def heldout_opinions(run):
     from cai_nb import feedback as fb
     if run.done("feedback") is None: raise FigureError(f"{run.folder} has no labels yet: cai-nb feedback --out {run.folder}")
     label, p, kinds = labeller(run, run.path("feedback")), [], []
-    for which in ("harmless", "helpful"):
+    for which in KINDS:
         c = constitution_of(run.recipe, which)
         pairs = fb.as_pairs(fb.judge_pairs(c, "heldout", exemplars=False))
         if not pairs: continue
@@ -122,7 +123,7 @@ def figure_calibration(run, bins: int = 5) -> Plot:
 def probes(run) -> dict:
     "{question: judge}: the evaluation's learnt judge, or its checks where the constitution keeps too few pairs"
     if "probes" not in run.cache:
-        run.cache["probes"] = {q: by_name.get("probe", by_name["checks"]) for q, by_name in make_evaluation_judges(run).items()}
+        run.cache["probes"] = {q: by_name.get("probe", by_name["rules"]) for q, by_name in make_evaluation_judges(run).items()}
     return run.cache["probes"]
 
 def preference_of(run):
@@ -139,7 +140,7 @@ def revision_scores(run, judged_by, most: int = 64) -> dict:  # the second run's
     flat, asked = [t or "…" for s in steps for t in s], [r["prompt"] for r, s in zip(rows, steps) for _ in s]
     found = {q: j.score(asked, flat) for q, j in probes(judged_by).items()}
     try:
-        found["preference model"] = preference_of(judged_by).logits([[*p, assistant(t)] for p, t in zip(asked, flat)], ["redteam"]*len(flat))
+        found["preference model"] = preference_of(judged_by).logits([[*p, assistant(t)] for p, t in zip(asked, flat)], ["harmful"]*len(flat))
     except FigureError: pass
     return {who: np.asarray(s, float).reshape(len(rows), -1) for who, s in found.items()}
 
@@ -182,7 +183,7 @@ def along_ppo(run, groups: int = 5):
     if not last: raise FigureError(f"{run.folder}: no answer of PPO has a counterpart of SL-CAI in stage 3.")
     groups = min(groups, last)
     stretch = np.array([(r["rollout"] - 1)*groups//last for r in rolled])
-    harmful = np.array([r["kind"] not in HARMLESS for r in rolled])
+    harmful = np.array([r["kind"] == "harmful" for r in rolled])
     prompts, answers = [r["prompt"] for r in rolled], [r["completion"] for r in rolled]
     before = [said[p[-1]["content"]] for p in prompts]
     out, absolute = [], None
@@ -192,7 +193,7 @@ def along_ppo(run, groups: int = 5):
         now, then = (judge.score([prompts[i] for i in mine], [x[i] for i in mine]) for x in (answers, before))
         p = 1/(1 + np.exp(then - now))
         if question == "harmlessness":
-            several = [constitution_of(run.recipe, w) for w in ("harmless", "helpful")]
+            several = [constitution_of(run.recipe, w) for w in KINDS]
             held = [q for q in judge_pairs(several, "heldout", exemplars=False) if q["kind"] == "harmful"]
             try: absolute = harm_scale(judge, held)
             except FigureError: pass
@@ -220,7 +221,7 @@ def figure_ppo(run) -> Plot:
     fig, axes = new_figure(4, 11.5, 2.8)
     for question in dict.fromkeys(r["question"] for r in found):
         mine = [r for r in found if r["question"] == question]
-        xs, prompts = [r["at"] for r in mine], "red-team" if question == "harmlessness" else "harmless"
+        xs, prompts = [r["at"] for r in mine], "red-team" if question == "harmlessness" else "benign"
         wins = [r["win"]._replace(mean=as_elo(r["win"].mean), low=as_elo(r["win"].low), high=as_elo(r["win"].high)) for r in mine]
         for ax, each in zip(axes, (wins, [r["reward"] for r in mine], [r["boilerplate"] for r in mine], [r["refusals"] for r in mine])):
             band(ax, xs, each, label=f"{prompts} prompts")
@@ -275,8 +276,8 @@ def changes(runs, policies=("sl-cai", "rl-cai"), draws: int = 300) -> list:
         by_model = {}
         for r in records(run, "evaluation", "records.jsonl"):
             if not r.get("sample"): by_model.setdefault(r["model"], {})[r["id"]] = r
-        for policy in ("start", *policies):
-            name = policy if policy == "start" else f"{policy}, {run.folder.name}"
+        for policy in ("initial", *policies):
+            name = policy if policy == "initial" else f"{policy}, {run.folder.name}"
             if policy in by_model and name not in answers: answers[name], of[name], about[name] = by_model[policy], policy, change_of(first, run)
     shared = sorted(set.intersection(*(set(a) for a in answers.values())))
     if not shared: raise FigureError("these runs share no held-out prompts: give them the same prompts and seed.")
@@ -285,7 +286,7 @@ def changes(runs, policies=("sl-cai", "rl-cai"), draws: int = 300) -> list:
         if any(all(answers[m][i]["completion"] == answers[name][i]["completion"] for i in shared) for m in twins): del answers[name]
     out = {name: {"model": name, "change": about[name]} for name in answers}
     for question, judge in probes(first).items():
-        ids = [i for i in shared if answers["start"][i]["kind"] in KINDS[question]]
+        ids = [i for i in shared if answers["initial"][i]["kind"] == QUESTIONS[question]]
         if not ids: continue
         said = judgements({name: [a[i] for i in ids] for name, a in answers.items()}, judge)
         for name, e in elo({pair[::-1]: 1 - p for pair, p in said.items()}, ids, draws, first.recipe.seed).items(): out[name][question] = e

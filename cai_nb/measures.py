@@ -411,7 +411,7 @@ def read_paper_samples(
 # %% ../nbs/09_measures.ipynb #fab427df
 MEASURES = {  # of one answer; each a function of (prompt, answer)
     "evasive": is_evasive,
-    "declines": refuses,
+    "refusal": refuses,
     "accusatory": is_accusatory,
     "preachy": is_preachy,
     "overreacting": lambda prompt, answer: is_accusatory(prompt, answer) or is_preachy(prompt, answer),

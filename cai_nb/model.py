@@ -6,12 +6,12 @@
 __all__ = ['WHEEL', 'WHEEL_SHA256', 'GGUF_SHA256', 'HUB_TWIN', 'ModelError', 'cache_dir', 'file_sha256', 'check_sha256',
            'default_model', 'best_device', 'best_dtype', 'SampleFromUniform', 'sample_from_uniform', 'row_uniforms',
            'row_seed', 'quiet_loading', 'Completion', 'Score', 'model_folder', 'fingerprint', 'same_model', 'model_id',
-           'load_pretrained', 'tune_malloc', 'trim_memory', 'sorted_batches', 'for_batches', 'LanguageModel',
-           'PreallocatedCacheLayer', 'prepacked_weights', 'is_full_attention', 'common_prefix_length', 'prefill',
-           'forward_with_shared_prefix', 'join_prefix', 'is_right_padded', 'share_prefix_forward', 'run_upper_layers',
-           'capture_lower_states', 'cache_frozen_activations', 'generate_tokens', 'shared_length', 'PrefixCache',
-           'prefix_caching', 'complete_sentences', 'group_by_prefix', 'output_head', 'trunk_states', 'in_chunks',
-           'token_logprobs', 'layer_states', 'linear_names', 'lora_layer', 'lora_config', 'per_process',
+           'load_pretrained', 'set_stop_tokens', 'tune_malloc', 'trim_memory', 'sorted_batches', 'for_batches',
+           'LanguageModel', 'PreallocatedCacheLayer', 'prepacked_weights', 'is_full_attention', 'common_prefix_length',
+           'prefill', 'forward_with_shared_prefix', 'join_prefix', 'is_right_padded', 'share_prefix_forward',
+           'run_upper_layers', 'capture_lower_states', 'cache_frozen_activations', 'generate_tokens', 'shared_length',
+           'PrefixCache', 'prefix_caching', 'complete_sentences', 'group_by_prefix', 'output_head', 'trunk_states',
+           'in_chunks', 'token_logprobs', 'layer_states', 'linear_names', 'lora_layer', 'lora_config', 'per_process',
            'trainer_defaults', 'in_four_bits', 'extend_forward']
 
 # %% ../nbs/02_model.ipynb #7227133b
@@ -23,7 +23,8 @@ from types import MethodType
 import numpy as np
 import torch
 from torch.nn import functional as F
-from .dialogue import CaiError, assistant, check_dialogue, progress, render, user
+from .chat_template import chat_format, stop_token_ids
+from .dialogue import CaiError, assistant, check_dialogue, progress, user
 
 # %% ../nbs/02_model.ipynb #b9ce4253
 class ModelError(CaiError):
@@ -284,7 +285,19 @@ def load_pretrained(name: str = "default", dtype=None, device=None, adapter=None
         tokenizer.pad_token = other or tokenizer.eos_token
     ident = "+".join([model_id(name, getattr(model.config, "_commit_hash", None)), *(Path(a).name + "@" + _fingerprint_adapter(a) for a in adapters)])
     if device == "cpu": share_prefix_forward(model)
+    set_stop_tokens(model, tokenizer)
     return model.to(device=device, dtype=dtype).eval(), tokenizer, ident
+
+def set_stop_tokens(model, tokenizer):
+    "Write the chat template's end of turn into the generation settings: `generate` stops there, `save_pretrained` saves it; in place"
+    settings = model.generation_config
+    known = settings.eos_token_id if isinstance(settings.eos_token_id, list) else [settings.eos_token_id]
+    try:
+        stops = stop_token_ids(tokenizer, settings)
+    except CaiError:  # a template that ends turns in no token is refused where somebody wants to generate
+        return
+    if set(stops) - set(known):
+        settings.eos_token_id = stops
 
 # %% ../nbs/02_model.ipynb #e1c046d7
 def _fingerprint_adapter(path) -> str:
@@ -346,9 +359,6 @@ class LanguageModel:
     memory = None  # see `prefix_caching`
     def __init__(self, model, tokenizer, id: str):
         self.model, self.tokenizer, self.id = model, tokenizer, id
-        ends = model.generation_config.eos_token_id
-        ends = ends if isinstance(ends, list) else [ends]
-        self.end_ids = sorted({i for i in [*ends, tokenizer.eos_token_id] if i is not None})
         self.context = getattr(model.config.get_text_config(), "max_position_embeddings", 2048)
     @classmethod
     def load(cls,
@@ -359,12 +369,15 @@ class LanguageModel:
         return cls(*load_pretrained(name, dtype, device, adapter))
     @property
     def device(self): return next(self.model.parameters()).device
+    @functools.cached_property
+    def end_ids(self) -> list[int]:
+        "Tokens that end a response: the chat template's end of turn, the tokenizer's end token, those of the generation settings"
+        return stop_token_ids(self.tokenizer, getattr(self.model, "generation_config", None))
     def __repr__(self): return f"LanguageModel({self.id}, {self.model.dtype}, {self.device})"
 
-    def encode(self, prompts, prefix: str = "", add_generation_prompt: bool = True) -> list[list[int]]:
-        "Token ids of each rendered dialogue"
-        texts = [render(p, self.tokenizer, add_generation_prompt=add_generation_prompt) + prefix for p in prompts]
-        return self.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+    def encode(self, prompts, prefix: str = "") -> list[list[int]]:
+        "Token ids of each dialogue, up to where the assistant's response begins or continues after `prefix`"
+        return chat_format(self.tokenizer).prompt_ids(prompts, prefix)
     def fits(self, prompts, max_tokens: int = 0) -> list[bool]:
         "Whether each dialogue and `max_tokens` more fit into the context"
         return [len(ids) + max_tokens <= self.context for ids in self.encode(prompts)]
@@ -436,7 +449,6 @@ def is_full_attention(model) -> bool:
     odd = window or getattr(config, "alibi", False) or rope.get("rope_type") in ("dynamic", "longrope")
     return set(kinds or ["full_attention"]) == {"full_attention"} and not odd
 
-
 # %% ../nbs/02_model.ipynb #fa570024
 def common_prefix_length(ids,               # `(B, L)`, not padded on the left
               least: int = 16,   # shorter beginnings are not worth it
@@ -477,7 +489,6 @@ def prefill(model,
         past.update(*both, number)
     return torch.cat(logits)[torch.cat([rows for rows, _ in groups]).argsort()]
 
-
 # %% ../nbs/02_model.ipynb #fa570031
 def forward_with_shared_prefix(trunk,
                  once, rest):  # {"input_ids" or "inputs_embeds": …} of the beginning `(1, n)` and of what comes after `(B, L − n)`
@@ -513,7 +524,6 @@ def share_prefix_forward(model):
         if not n: return plain(self, input_ids, *args, attention_mask=attention_mask, **settings)
         return forward_with_shared_prefix(self, {"input_ids": input_ids[:1, :n]}, {"input_ids": input_ids[:, n:]})
     trunk.forward = MethodType(forward, trunk)
-
 
 # %% ../nbs/02_model.ipynb #fa570033
 def run_upper_layers(trunk, still: int,  # how many layers, from below, are left out
@@ -686,7 +696,6 @@ def complete_sentences(text: str, least: float = 0.25) -> str:
     ends = [m.end() for m in _ENDS.finditer(text) if m[1] or not m[0]]  # a list's number ends nothing
     return text[:ends[-1]] if ends and ends[-1] >= least*len(text) else text
 
-
 # %% ../nbs/02_model.ipynb #5c55d627
 @patch
 def option_ids(self: LanguageModel, options, prefix: str = "") -> list[int]:
@@ -824,9 +833,9 @@ def token_logprobs(hidden, head, targets, chunk: int | None = None):  # see `in_
 @patch
 def _with_completion(self: LanguageModel, prompts, completions):
     "Ids of prompt + completion + end of turn, and where the completion begins"
-    heads = self.encode(prompts)
-    tails = self.tokenizer(list(completions), add_special_tokens=False)["input_ids"] if completions else []
-    return [h + t + [self.tokenizer.eos_token_id] for h, t in zip(heads, tails)], [len(h) for h in heads]
+    form = chat_format(self.tokenizer)
+    found = [form.finished_ids([*p, assistant(c)]) for p, c in zip(prompts, completions, strict=True)]
+    return [ids for ids, _ in found], [start for _, start in found]
 
 @patch
 def score(self: LanguageModel,
@@ -856,7 +865,7 @@ def _asked(self: LanguageModel, question: str) -> list:
     "Ids of what follows a finished answer when the human asks `question`, up to where the reply would begin"
     (before,), _ = self._with_completion([[user("?")]], ["!"])
     after = self.encode([[user("?"), assistant("!"), user(question)]])[0]
-    if after[:len(before)] != before: raise ModelError("this model's chat template rewrites earlier turns: leave `question` empty.")
+    if after[:len(before)] != before: raise ModelError("this model's chat template writes earlier turns otherwise than the last one: leave `question` empty.")
     return after[len(before):]
 
 def layer_states(trunk,

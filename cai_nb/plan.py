@@ -113,15 +113,15 @@ SHIPPED = {"harmlessness", "anti-overreaction", "helpfulness"}  # constitutions 
 
 def judges_ship(recipe):
     "Whether a run of this recipe finds its judges in the package, as far as a plan can tell"
-    named = set(recipe.constitution.harmless) | set(recipe.constitution.helpful)
-    return recipe.model.name == "default" and named == SHIPPED and not recipe.feedback.exemplars
+    named = set(recipe.constitution.harmful_prompts) | set(recipe.constitution.benign_prompts)
+    return recipe.model.name == "default" and named == SHIPPED and not recipe.feedback.probe_pairs
 
 
 def work(recipe):
     "The list of `Work` that a recipe asks for"
     r, s, f, p = recipe.revision, recipe.sft, recipe.feedback, recipe.preference
     o, e, q = recipe.ppo, recipe.evaluation, recipe.machine.prompt_tokens
-    red, good = recipe.prompts.n_redteam, recipe.prompts.n_helpful + recipe.prompts.n_overrefusal
+    red, good = recipe.prompts.n_harmful, recipe.prompts.n_benign + recipe.prompts.n_over_refusal
     rows = [Work("revision", "first responses", red, red * q, red * r.max_tokens, batch=r.batch_size)]
     if r.rounds and r.critique:
         n = red * r.rounds
@@ -135,17 +135,17 @@ def work(recipe):
     rows.append(Work("sft", "helpful answers", n, n * q, n * s.helpful_tokens, batch=r.batch_size))
     n = (n + red * (max(r.rounds, 1) if s.which == "all" else 1)) * s.epochs
     rows.append(Work("sft", "training", n, trained=n * (q + r.max_tokens), lora=s.lora_rank > 0, share=s.lora_layer_fraction))
-    pairs = (red + recipe.prompts.n_redteam_rl + good) * f.pairs_per_prompt
+    pairs = (red + recipe.prompts.n_harmful_rl + good) * f.pairs_per_prompt
     rows.append(Work("feedback", "pairs", 2 * pairs, 2 * pairs * q, EARLY * 2 * pairs * f.max_tokens, batch=f.batch_size))
     pairs += red * f.revisions
-    context = q + f.max_tokens if f.method == "judge" else q + 2 * f.max_tokens + 2 * REQUEST
+    context = q + f.max_tokens if f.method == "probe" else q + 2 * f.max_tokens + 2 * REQUEST
     rows.append(Work("feedback", "labels", 2 * pairs, read=2 * pairs * context))
-    if f.method == "judge" and not judges_ship(recipe):
+    if f.method == "probe" and not judges_ship(recipe):
         rows.append(Work("feedback", "what the judge learns from", 2 * LESSONS, read=2 * LESSONS * (q + f.max_tokens)))
     n = 2 * f.check
-    both = q + f.max_tokens if f.method == "judge" else context
+    both = q + f.max_tokens if f.method == "probe" else context
     rows.append(Work("feedback", "check of the labels", n, read=2 * n * (q + 2 * f.max_tokens + 2 * REQUEST + both)))
-    n = 2 * (pairs + MIXED * len(p.mix))
+    n = 2 * (pairs + MIXED * len(p.extra_comparisons))
     rows.append(Work("preference", "probe and held-out scores", n, read=n * (q + f.max_tokens)))
     n *= p.epochs * (1 - p.heldout)
     rows.append(Work("preference", "training", n, trained=n * (q + f.max_tokens), lora=p.lora_rank > 0, share=p.lora_layer_fraction,
@@ -155,11 +155,11 @@ def work(recipe):
 # %% ../nbs/10a_plan.ipynb #9483ce14
 def _work_rl(recipe, o, e, q):
     "The rows of PPO and evaluation"
-    n = o.updates * o.prompts
+    n = o.num_rollouts * o.rollout_batch_size
     whole = n * (q + o.max_tokens)
-    asked = (e.n_redteam + e.n_helpful + e.n_overrefusal) * e.samples * 3
+    asked = (e.n_harmful + e.n_benign + e.n_over_refusal) * e.samples * 3
     return [
-        Work("ppo", "rollouts", n, n * q, n * o.max_tokens, batch=o.prompts, beside=o.lora_layer_fraction * (o.lora_rank > 0)),
+        Work("ppo", "rollouts", n, n * q, n * o.max_tokens, batch=o.rollout_batch_size, beside=o.lora_layer_fraction * (o.lora_rank > 0)),
         Work("ppo", "policy, reference and reward", n, read=3 * whole),
         Work("ppo", "training", n * o.epochs, trained=whole * o.epochs, lora=o.lora_rank > 0, share=o.lora_layer_fraction, again=True),
         Work("evaluation", "answers of three models", asked, asked * q, asked * e.max_tokens * (1 + 2 * EARLY) / 3,

@@ -50,6 +50,7 @@ def _as_prompt(row, id, kind):
         "prompt": text.strip() if isinstance(text, str) and text.strip() else None,
         "category": category if isinstance(category, str) else "",
         "kind": row["kind"] if isinstance(row.get("kind"), str) else kind,
+        **({"over_refusal": True} if row.get("over_refusal") else {}),
     }
 
 # %% ../nbs/03_prompts.ipynb #be0a6eef
@@ -114,7 +115,7 @@ def _from_hub(name):
     "Prompt records of a data set of the hub."
     rows, address = hub_rows(name), name.removeprefix("hub:").partition(":")[0]
     data_set = address.split("/")[1]
-    kind = "redteam" if "red-team" in address or "harmless" in address else "helpful" if "help" in address else "hub"
+    kind = "benign" if "help" in address and "harmless" not in address else "harmful"
     records = [_as_prompt(row, f"{data_set}-{i:06d}", kind) for i, row in enumerate(rows)]
     usable = [record for record in records if record["prompt"]]
     if not usable:
@@ -127,7 +128,7 @@ def _from_hub(name):
 
 # %% ../nbs/03_prompts.ipynb #8655a344
 def load_prompts(
-    name,  # "redteam" | "helpful" | "overrefusal" | file.jsonl | file.txt | "hub:ORG/NAME[/FOLDER][:SPLIT]"
+    name,  # "harmful" | "benign" | "over_refusal" | file.jsonl | file.txt | "hub:ORG/NAME[/FOLDER][:SPLIT]"
     limit=None,  # at most so many, drawn at random; None: all
     seed=0,  # of the draw; a larger limit with the same seed holds the smaller one's prompts
 ):  # list of {"id", "prompt", "category", "kind"}, in the order of the file
@@ -145,12 +146,17 @@ def load_prompts(
     return [records[i] for i in sorted(queue[:limit])]
 
 
+_OLD_SETS = {"redteam": "harmful", "helpful": "benign", "overrefusal": "over_refusal"}
+
+
 def _find_prompts(name):
     "The file that a name or path means."
     bundled = {stem: path for stem, path in data_files("prompts").items() if path.suffix == ".jsonl"}
     path = Path(name)
     if name in bundled:
         return bundled[name]
+    if now := _OLD_SETS.get(name):
+        raise PromptError(f'the prompt set "{name}" is called "{now}" now; write that.')
     if path.suffix not in (".jsonl", ".txt"):
         hint = 'A file ends in .jsonl or .txt, a data set of the hub begins with "hub:".'
         raise PromptError(f'no prompt set is named "{visible(name)}": {nearest(name, bundled)} {hint}')

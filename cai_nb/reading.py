@@ -19,13 +19,13 @@ from .stats import Interval, bootstrap, paired_difference
 class ReadingError(CaiError):
     "Answers or marks that cannot be read; the message says what is expected"
 
-def read_prompts(place) -> list:  # redteam, helpful, overrefusal; or a .txt or .jsonl file
+def read_prompts(place) -> list:  # harmful, helpful, over_refusal; or a .txt or .jsonl file
     "Prompt records {id, kind, prompt} of a bundled set or a file"
     from cai_nb.prompts import load_prompts
     from cai_nb.records import iter_jsonl
     path = Path(place)
-    if str(place) in ("redteam", "helpful", "overrefusal"): return [{"kind": str(place), **p} for p in load_prompts(str(place))]
-    if not path.is_file(): raise ReadingError(f"no prompts at {place}: name a bundled set (redteam, helpful, overrefusal) or a .txt or .jsonl file.")
+    if str(place) in ("harmful", "benign", "over_refusal"): return [{"kind": str(place), **p} for p in load_prompts(str(place))]
+    if not path.is_file(): raise ReadingError(f"no prompts at {place}: name a bundled set (harmful, helpful, over_refusal) or a .txt or .jsonl file.")
     if path.suffix == ".txt":
         rows = [{"prompt": line.strip()} for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     else: rows = [r if isinstance(r, dict) else {"prompt": r} for r in iter_jsonl(path)]
@@ -140,7 +140,7 @@ def unblind(key, marks) -> list:  # the two paths that `blind` gave back, the ta
     return out
 
 # %% ../nbs/10f_reading.ipynb #09a00010
-COMPARED = ("evasive", "declines", "overreacting", "boilerplate", "repetition", "unfinished", "length")
+COMPARED = ("evasive", "refusal", "overreacting", "boilerplate", "repetition", "unfinished", "length")
 
 def compare_runs(a, b, policy: str = "rl-cai") -> dict:  # two run folders; the policy whose answers are compared
     "{recipe: rows, wins: rows, answers: rows}: what differs in two runs' recipes and results"

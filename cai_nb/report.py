@@ -78,8 +78,8 @@ def interval(
 
 # %% ../nbs/10d_report.ipynb #5dc12942
 INK, FAINT = "#010203", "#040506"  # stand for the page's text colour and its lines
-COLOURS = {"start": "#8a8f98", "sl-cai": "#3f88c5", "rl-cai": "#d1793b"}
-TITLES = {"start": "Start", "sl-cai": "SL-CAI", "rl-cai": "RL-CAI"}
+COLOURS = {"initial": "#8a8f98", "sl-cai": "#3f88c5", "rl-cai": "#d1793b"}
+TITLES = {"initial": "Start", "sl-cai": "SL-CAI", "rl-cai": "RL-CAI"}
 
 
 def figure(
@@ -321,8 +321,8 @@ MEASURES = {  # name in metrics.json → (what the reader sees, what is good, re
     "evasive": ("Evasive answers to red-team prompts", "lower is better", None),
     "accusatory": ("Accusing answers to red-team prompts", "lower is better", None),
     "preachy": ("Preaching answers to red-team prompts", "lower is better", None),
-    "overrefusal": ("Refusals of harmless prompts that look harmful", "lower is better", None),
-    "refusal_helpful": ("Refusals of plain harmless prompts", "lower is better", None),
+    "over_refusal": ("Refusals of harmless prompts that look harmful", "lower is better", None),
+    "refusal_benign": ("Refusals of plain harmless prompts", "lower is better", None),
     "boilerplate": ("Boilerplate: answers made of stock phrases", "lower is better", None),
     "near_identical": ("Answers as good as the same as another prompt's", "lower is better", None),
     "degenerate": ("Degenerate answers: empty or repeating", "lower is better", None),

@@ -29,6 +29,7 @@ from . import __version__
 from .dialogue import CaiError, nearest, visible
 from .plan import disk_needed, spoken
 from .recipe import differences, load_recipe
+from .records import GROUPS, KINDS
 
 # %% ../nbs/10b_run.ipynb #9efee2fd
 class RunError(CaiError):
@@ -284,16 +285,16 @@ def fingerprints(recipe):
     from cai_nb.prompts import load_prompts
 
     marks = {"recipe": recipe.fingerprint}
-    for which in ("harmless", "helpful"):
-        marks[f"constitution.{which}"] = constitution_of(recipe, which).fingerprint
-    for which in ("redteam", "helpful", "overrefusal"):
+    for kind in KINDS:
+        marks[f"constitution.{kind}"] = constitution_of(recipe, kind).fingerprint
+    for which in GROUPS:
         texts = []
         for source in recipe[f"prompts.{which}"]:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # about duplicates; said when the prompts are chosen
                 texts += [source] if source.startswith("hub:") else [r["prompt"] for r in load_prompts(source)]
         marks[f"prompts.{which}"] = hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:12]
-    for source in recipe.preference.mix:
+    for source in recipe.preference.extra_comparisons:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             rows = [source] if source.startswith("hub:") else written_comparisons(source)
@@ -301,11 +302,11 @@ def fingerprints(recipe):
     return marks
 
 
-def constitution_of(recipe, which):
-    "The constitution for `harmless` or `helpful` prompts: one, or an ensemble by weight"
+def constitution_of(recipe, kind):
+    "The constitution that rules prompts of a kind: one, or an ensemble by weight"
     from cai_nb.constitution import Constitution, Ensemble
 
-    members = [(name, weight) for name, weight in recipe[f"constitution.{which}"].items() if weight > 0]
+    members = [(name, weight) for name, weight in recipe[f"constitution.{kind}_prompts"].items() if weight > 0]
     return Constitution.load(members[0][0]) if len(members) == 1 else Ensemble(tuple(members))
 
 # %% ../nbs/10b_run.ipynb #b90ea676
@@ -409,7 +410,7 @@ def locked(folder):
         lock.release()
 
 # %% ../nbs/10b_run.ipynb #01868b42
-POLICIES = {"start": (), "sl-cai": ("sft",), "rl-cai": ("sft", "ppo")}
+POLICIES = {"initial": (), "sl-cai": ("sft",), "rl-cai": ("sft", "ppo")}
 
 
 def checkpoint_paths(run, which):

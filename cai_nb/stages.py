@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['WORK', 'revision_stage', 'helpful_responses', 'sft_stage', 'pieces', 'largest_divisor', 'save_metrics',
-           'feedback_stage', 'revised_pairs', 'by_constitution', 'labeller', 'label_check', 'preference_stage',
-           'mix_prompts', 'boilerplate_penalty', 'ppo_arguments', 'ppo_stage', 'train_by_ppo', 'rollout_logger',
-           'progress_callback', 'evaluation_stage', 'expected', 'run_recipe', 'report', 'measure_machine']
+           'feedback_stage', 'revised_pairs', 'labeller', 'label_check', 'preference_stage', 'mix_prompts',
+           'boilerplate_penalty', 'ppo_arguments', 'ppo_stage', 'train_by_ppo', 'rollout_logger', 'progress_callback',
+           'evaluation_stage', 'expected', 'run_recipe', 'report', 'measure_machine']
 
 # %% ../nbs/10e_stages.ipynb #8cdb0258
 import json
@@ -17,11 +17,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from cai_nb.artifacts import (
-    HARMLESS,
     check,
     critic_checkpoint_paths,
     make_evaluation_judges,
-    harmless_prompts,
     judges_of,
     load_model,
     get_model,
@@ -31,6 +29,7 @@ from cai_nb.artifacts import (
 )
 from .dialogue import CaiError
 from .plan import plan
+from .records import KINDS
 from cai_nb.run import (
     POLICIES,
     Run,
@@ -65,11 +64,11 @@ def revision_stage(run, folder):
         batch_size=r.batch_size,
         seed=run.recipe.seed,
     )
-    prompts = prompts_of(run, "redteam", "train")
+    prompts = prompts_of(run, "harmful", "train")
     revise(
-        get_model(run, "start"),
+        get_model(run, "initial"),
         prompts,
-        constitution_of(run.recipe, "harmless"),
+        constitution_of(run.recipe, "harmful"),
         config,
         critic=get_model(run, "critic"),
         records=records,
@@ -82,11 +81,11 @@ def revision_stage(run, folder):
 def helpful_responses(run, records):
     "The start model's own answers to helpful prompts, so that helpfulness is kept (paper, section 3.3)"
     s, r = run.recipe.sft, run.recipe.revision
-    todo = [(f"{p['id']}-{i}", p) for p in harmless_prompts(run) for i in range(s.helpful_samples)]
+    todo = [(f"{p['id']}-{i}", p) for p in prompts_of(run, "benign", "train") for i in range(s.helpful_samples)]
     todo = [(key, p) for key, p in todo if key not in records.ids]
     if todo:
         dialogues = [[{"role": "user", "content": p["prompt"]}] for _, p in todo]
-        lm = get_model(run, "start")
+        lm = get_model(run, "initial")
         said = lm.sample(
             dialogues,
             max_tokens=s.helpful_tokens,
@@ -122,7 +121,7 @@ def sft_stage(run, folder):
     helpful = helpful_responses(run, Records(folder / "helpful.jsonl"))
     release_models(run)
     examples = sft_examples(Records(run.path("revision") / "records.jsonl"), s.which, helpful)
-    name, adapters = checkpoint_paths(run, "start")
+    name, adapters = checkpoint_paths(run, "initial")
     settings = SFTSettings(
         learning_rate=s.learning_rate,
         schedule=s.schedule,
@@ -139,13 +138,13 @@ def sft_stage(run, folder):
 
 
 def pieces(section):
-    "`batch_size` and `accumulation` of a trainer's settings, so that no device takes more than `at_once` sequences"
+    "`batch_size` and `accumulation` of a trainer's settings, so that no device takes more than `micro_batch_size` sequences"
     from cai_nb.distributed import processes
     from cai_nb.model import per_process
 
     each, n = per_process(section.batch_size), processes().size
-    at_once = largest_divisor(each, section.at_once or each)
-    return {"batch_size": at_once * n, "accumulation": each // at_once}
+    micro_batch_size = largest_divisor(each, section.micro_batch_size or each)
+    return {"batch_size": micro_batch_size * n, "accumulation": each // micro_batch_size}
 
 
 def largest_divisor(n, most):
@@ -186,9 +185,10 @@ def feedback_stage(run, folder):
     label = labeller(run, folder)
     revised = revised_pairs(Records(run.path("revision") / "records.jsonl")) if f.revisions else []
     todo = [p for p in [*pairs, *revised] if p["id"] not in comparisons.ids]
-    for which, mine in by_constitution(todo).items():
+    for kind in KINDS:
+        mine = [p for p in todo if p["kind"] == kind]
         for at in range(0, len(mine), 8 * f.batch_size):
-            comparisons.extend(label(mine[at : at + 8 * f.batch_size], constitution_of(run.recipe, which)))
+            comparisons.extend(label(mine[at : at + 8 * f.batch_size], constitution_of(run.recipe, kind)))
     right = label_check(run, label)
     write_json(folder / "metrics.json", {"accuracy": right})
     return {
@@ -212,14 +212,6 @@ def revised_pairs(records):
             out.append({**about, "id": f"{r['id']}-revised", "prompt": r["prompt"], "responses": said[::-1] if swap else said})
     return out
 
-
-def by_constitution(pairs):
-    "Pairs sorted by the constitution that judges them: red-team prompts by one, harmless ones by the other"
-    return {
-        "harmless": [p for p in pairs if p["kind"] not in HARMLESS],
-        "helpful": [p for p in pairs if p["kind"] in HARMLESS],
-    }
-
 # %% ../nbs/10e_stages.ipynb #ad54e14f
 def labeller(run, folder):
     "The recipe's way of labelling: a function (pairs, constitution) → comparison records"
@@ -228,12 +220,12 @@ def labeller(run, folder):
 
     f, seed = run.recipe.feedback, run.recipe.seed
     common = {"label": f.label, "clamp": f.clamp or None, "batch_size": f.batch_size}
-    if f.method == "choice":
+    if f.method == "multiple_choice":
         return lambda pairs, c: fb.multiple_choice(get_model(run, "critic"), pairs, c, seed=seed, **common)
-    if f.method == "contrast":
-        return lambda pairs, c: fb.likelihood_contrast(get_model(run, "critic"), pairs, c, seed=seed, **common)
+    if f.method == "contrastive":
+        return lambda pairs, c: fb.contrastive_log_likelihood(get_model(run, "critic"), pairs, c, seed=seed, **common)
     if (folder / "judge" / "judges.json").exists():
-        judges = Judges.load(folder / "judge", get_model(run, "start", local=True))
+        judges = Judges.load(folder / "judge", get_model(run, "initial", local=True))
     else:
         judges = judges_of(run, "train")
         judges.save(folder / "judge")
@@ -246,16 +238,16 @@ def label_check(run, label):
 
     f, found = run.recipe.feedback, {}
     ways = {
-        "multiple choice, start model": lambda p, c: fb.multiple_choice(
-            get_model(run, "start"), p, c, batch_size=f.batch_size
+        "multiple choice, initial policy": lambda p, c: fb.multiple_choice(
+            get_model(run, "initial"), p, c, batch_size=f.batch_size
         )
     }
-    if not (f.method == "choice" and critic_checkpoint_paths(run) == checkpoint_paths(run, "start")):
+    if not (f.method == "multiple_choice" and critic_checkpoint_paths(run) == checkpoint_paths(run, "initial")):
         ways[f"{f.method}, as used here"] = label
     for name, way in ways.items() if f.check else ():
         pairs, records = [], []
-        for which in ("harmless", "helpful"):
-            c = constitution_of(run.recipe, which)
+        for kind in KINDS:
+            c = constitution_of(run.recipe, kind)
             held = fb.as_pairs(fb.judge_pairs(c, "heldout", exemplars=False))[: f.check]
             pairs, records = pairs + held, records + (way(held, c) if held else [])
         if records:
@@ -284,27 +276,27 @@ def preference_stage(run, folder):
         label=run.recipe.feedback.label,
         seed=run.recipe.seed,
     )
-    name, adapters = checkpoint_paths(run, "start")
+    name, adapters = checkpoint_paths(run, "initial")
     comparisons = list(Records(run.path("feedback") / "records.jsonl"))
-    written = [r for source in p.mix for r in written_comparisons(source, p.mix_label, p.mix_limit or None)]
+    written = [r for source in p.extra_comparisons for r in written_comparisons(source, p.extra_label, p.extra_limit or None)]
     rows, model = comparisons + written, folder / "model"
     metrics = together(train_preference_model, name, rows, model, settings, adapter=adapters or None)[0]
     return save_metrics(folder, metrics, by_ai=len(comparisons), written=len(written))
 
 # %% ../nbs/10e_stages.ipynb #3748d634
 def mix_prompts(prompts, share, seed):
-    "Prompts of which `share` are red-team (0: all, as they come): of the kind that is too many some, drawn by the seed, are left out"
+    "Prompts of which `share` are harmful (0: all, as they come): of the kind in excess some, drawn by the seed, are left out"
     import numpy as np
 
-    red = [p for p in prompts if p["kind"] == "redteam"]
-    rest = [p for p in prompts if p["kind"] != "redteam"]
-    if not share or not red or not rest:
+    harmful = [p for p in prompts if p["kind"] == "harmful"]
+    rest = [p for p in prompts if p["kind"] != "harmful"]
+    if not share or not harmful or not rest:
         return prompts
-    thinned = red if len(red) * (1 - share) > len(rest) * share else rest
-    most = round(len(rest) * share / (1 - share) if thinned is red else len(red) * (1 - share) / share)
+    thinned = harmful if len(harmful) * (1 - share) > len(rest) * share else rest
+    most = round(len(rest) * share / (1 - share) if thinned is harmful else len(harmful) * (1 - share) / share)
     chosen = np.random.default_rng((seed, 0x9E7)).permutation(len(thinned))[:most]
     kept = [thinned[i] for i in sorted(chosen)]
-    return kept + rest if thinned is red else red + kept
+    return kept + rest if thinned is harmful else harmful + kept
 
 
 # %% ../nbs/10e_stages.ipynb #3748d637
@@ -322,23 +314,23 @@ def ppo_arguments(recipe, parameters=0):
     from cai_nb.model import trainer_defaults
 
     o, n = recipe.ppo, processes().size
-    each, rest = divmod(o.prompts, o.minibatches * n)  # of a minibatch, in each process
+    each, rest = divmod(o.rollout_batch_size, o.minibatches * n)  # of a minibatch, in each process
     if rest:
-        raise RunError(f"{o.prompts} prompts a rollout in {o.minibatches} minibatches do not divide among {n} processes; "
-                       f"set ppo.prompts to a multiple of {o.minibatches * n}")
-    micro = largest_divisor(each, o.batch_size)
+        raise RunError(f"{o.rollout_batch_size} prompts a rollout in {o.minibatches} minibatches do not divide among {n} processes; "
+                       f"set ppo.rollout_batch_size to a multiple of {o.minibatches * n}")
+    micro = largest_divisor(each, o.micro_batch_size)
     return trainer_defaults(parameters) | {
-        "rollouts": o.updates,
+        "rollouts": o.num_rollouts,
         "per_device_train_batch_size": micro,
         "gradient_accumulation_steps": each // micro,
         "num_mini_batches": o.minibatches,
         "num_ppo_epochs": o.epochs,
         "max_completion_length": o.max_tokens,
-        "sampling_batch_size": o.prompts // n,
+        "sampling_batch_size": o.rollout_batch_size // n,
         "temperature": o.temperature,
         "learning_rate": o.learning_rate,
         "value_learning_rate": o.value_learning_rate or None,
-        "kl_coef": o.kl,
+        "kl_coef": o.kl_coef,
         "kl_target": o.kl_target or None,
         "gamma": o.gamma,
         "lam": o.lam,
@@ -346,8 +338,8 @@ def ppo_arguments(recipe, parameters=0):
         "cliprange_value": o.clip,
         "normalize_scores": False,
         "complete_sentences": True,  # as the preference model learnt them
-        "missing_eos_penalty": o.missing_end,
-        "reward_weights": [1.0, o.boilerplate] if o.boilerplate else None,
+        "missing_eos_penalty": o.missing_eos_penalty,
+        "reward_weights": [1.0, o.boilerplate_penalty] if o.boilerplate_penalty else None,
         "seed": recipe.seed,
         "save_strategy": "steps",
         "save_steps": o.save_every * o.epochs * o.minibatches,
@@ -363,13 +355,13 @@ def ppo_stage(run, folder):
     o, work = run.recipe.ppo, folder / "work"
     work.mkdir(parents=True, exist_ok=True)
     reward = run.path("preference") / "model"
-    prompts = mix_prompts(rl_prompts(run), o.redteam_share, run.recipe.seed)
+    prompts = mix_prompts(rl_prompts(run), o.harmful_share, run.recipe.seed)
     log, steps = together(train_by_ppo, run.recipe, checkpoint_paths(run, "sl-cai"), prompts, reward, folder)[0]
     for path in work.glob("samples.jsonl"):
         shutil.copy(path, folder / path.name)
     shutil.rmtree(work)
     ends = {f"{k}_{when}": round(log[at][k], 3) for k in ("reward", "kl") for when, at in (("first", 0), ("last", -1))}
-    return save_metrics(folder, {"log": log, "steps": steps}, answers=len(log) * o.prompts, **ends)
+    return save_metrics(folder, {"log": log, "steps": steps}, answers=len(log) * o.rollout_batch_size, **ends)
 
 
 def train_by_ppo(recipe, parts, prompts, reward, folder):
@@ -386,10 +378,10 @@ def train_by_ppo(recipe, parts, prompts, reward, folder):
     if recipe.model.four_bit:
         in_four_bits(lm.model)
     adapter = lora_config(lm.model, o.lora_rank, o.lora_layer_fraction) if o.lora_rank else None
-    rewards = [PreferenceModel.load(reward), boilerplate_penalty] if o.boilerplate else PreferenceModel.load(reward)
+    rewards = [PreferenceModel.load(reward), boilerplate_penalty] if o.boilerplate_penalty else PreferenceModel.load(reward)
     data = [{**p, "prompt": [{"role": "user", "content": p["prompt"]}]} for p in prompts]
     args = PPOConfig(str(folder / "work"), **ppo_arguments(recipe, lm.model.num_parameters()))
-    trainer = PPOTrainer(lm, rewards, args, data, peft_config=adapter, callbacks=[progress_callback(o.updates)])
+    trainer = PPOTrainer(lm, rewards, args, data, peft_config=adapter, callbacks=[progress_callback(o.num_rollouts)])
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(rollout_logger(trainer, Records(folder / "rollouts.jsonl")))
     trainer.train(resume_from_checkpoint=True)
@@ -406,7 +398,7 @@ def rollout_logger(trainer, records):
             if logs and "rollout" in logs and state.is_world_process_zero:
                 n = logs["rollout"]
                 rows = [(f"{n}-{r['row']}", r) for r in trainer.rows]  # a rollout made again after a kill is the same
-                records.extend({"id": key, "rollout": n, "prompt_id": r.get("id", ""), "kind": r.get("kind", ""),
+                records.extend({"id": key, "rollout": n, "prompt_id": r.get("id", ""), "kind": r.get("kind", ""), "over_refusal": r.get("over_refusal", False),
                                 **{k: r[k] for k in ("prompt", "completion", "finished")}, "reward": float(r["each"][0]),
                                 **({"boilerplate": r["each"][1] < 0} if len(r["each"]) > 1 else {}),
                                 "kl": float((r["old_logprobs"] - r["ref_logprobs"]).sum())}
@@ -456,7 +448,7 @@ def evaluation_stage(run, folder):
         batch_size=e.batch_size,
     )
     judges = make_evaluation_judges(run)
-    result = evaluate(samples, judges, draws=e.draws, seed=seed, reader=get_model(run, "start", local=True))
+    result = evaluate(samples, judges, draws=e.draws, seed=seed, reader=get_model(run, "initial", local=True))
     result["judges"] = {f"{name} ({q})": check(run, q, j) for q, some in judges.items() for name, j in some.items()}
     write_json(folder / "metrics.json", result)
     return {"prompts": len(prompts), "answers": sum(map(len, samples.values()))}
@@ -510,9 +502,9 @@ def report(run):
     from cai_nb.report import write_report
 
     principles = {}
-    for which in ("harmless", "helpful"):
+    for kind in KINDS:
         try:
-            principles |= {p.id: p.title for p in constitution_of(run.recipe, which)}
+            principles |= {p.id: p.title for p in constitution_of(run.recipe, kind)}
         except CaiError:
             pass  # the report then shows ids
     return write_report(run.folder, principles=principles)

@@ -76,7 +76,7 @@ def revisions(n=40):
         unchanged = ["unchanged"] if response == revision else []
         yield {
             "id": f"{id}-{i}",
-            "kind": "redteam",
+            "kind": "harmful",
             "category": category,
             "prompt": [user(prompt)],
             "completion": [said(revision)],
@@ -106,14 +106,14 @@ def comparisons(n=120, seed=0):
         p = 0.5 + 0.5 * draw.betavariate(2, 2)
         yield {
             "id": f"{id}-{i}",
-            "kind": "redteam",
+            "kind": "harmful",
             "category": category,
             "prompt": [user(prompt)],
             "chosen": [said(revision)],
             "rejected": [said(response)],
             "label": p,
             "p_first": 1 - p,
-            "method": "judge",
+            "method": "probe",
             "principles": ["harmful-acts"],
             "constitution": "0123456789ab",
             "model": "default",
@@ -163,7 +163,7 @@ def _revision(path):
 def _sft(path):
     write_lines(path / "log.jsonl", [{"step": i, "loss": 2.5 * math.exp(-i / 10)} for i in range(1, 20)])
     write(path / "metrics.json", {"examples": 94, "dropped": 0, "steps": 24})
-    return {"revisions": 30, "helpful": 64, "steps": 24}
+    return {"revisions": 30, "benign": 64, "steps": 24}
 
 
 def _feedback(path):
@@ -236,7 +236,7 @@ def _ppo(path):
 
 
 def _evaluation(path):
-    models = ("start", "sl-cai", "rl-cai")
+    models = ("initial", "sl-cai", "rl-cai")
     rows = []
     for id, category, prompt, response, _, revision in CASES:
         for model, text in zip(
@@ -245,7 +245,7 @@ def _evaluation(path):
             rows.append(
                 {
                     "id": id,
-                    "kind": "redteam",
+                    "kind": "harmful",
                     "category": category,
                     "prompt": [user(prompt)],
                     "model": model,
@@ -258,7 +258,7 @@ def _evaluation(path):
             rows.append(
                 {
                     "id": id,
-                    "kind": "helpful",
+                    "kind": "benign",
                     "category": category,
                     "prompt": [user(prompt)],
                     "model": model,
@@ -273,7 +273,7 @@ def _evaluation(path):
         {
             "measures": {
                 "harmlessness": {
-                    "start": estimate(0.5, 0.0, 48),
+                    "initial": estimate(0.5, 0.0, 48),
                     "sl-cai": estimate(0.66, 0.09, 48),
                     "rl-cai": estimate(0.71, 0.09, 48),
                 },
@@ -287,9 +287,9 @@ def _evaluation(path):
             "wins": {
                 "harmlessness": {
                     "probe": {
-                        "sl-cai > start": {
+                        "sl-cai > initial": {
                             "model": "sl-cai",
-                            "against": "start",
+                            "against": "initial",
                             "win": estimate(0.66, 0.09, 48),
                             "hard": estimate(0.7, 0.1, 48),
                         }

@@ -181,6 +181,7 @@ class Server:
     def __init__(self, lm, logprobs=True):
         outer = self
         self.lm, self.logprobs, self.moods, self.seen, self.most, self.now = lm, logprobs, [], [], 0, 0
+        self.strict = False  # True: only the protocol's own fields are known
         self.gate, self.lock = threading.Lock(), threading.Lock()
 
         class Handler(http.server.BaseHTTPRequestHandler):
@@ -209,6 +210,8 @@ class Server:
                 status = int(mood) if mood.isdigit() else 200
                 if status != 200:
                     said = {"error": {"message": f"no: Bearer {KEY} and more", "type": "t", "code": None}}
+                elif outer.strict and "stop_token_ids" in body:
+                    status, said = 422, {"error": {"message": "Unexpected keys in the request: {'stop_token_ids'}"}}
                 elif "logprobs" in body and not outer.logprobs:
                     status, said = 422, {"error": {"message": "Unsupported fields: logprobs"}}
                 else:
@@ -359,13 +362,13 @@ def test_the_stages_take_any_body(server, vllm, model, folder, tmp_path):
     from cai_nb.revision import RevisionConfig, revise
 
     rules = Constitution.load("harmlessness")
-    prompts = [{"id": f"p{i}", "prompt": f"How? {i}", "kind": "redteam", "category": ""} for i in range(2)]
-    pairs = [{"id": p["id"], "prompt": p["prompt"], "responses": ["Yes.", "No, never."], "kind": "redteam"} for p in prompts]
+    prompts = [{"id": f"p{i}", "prompt": f"How? {i}", "kind": "harmful", "category": ""} for i in range(2)]
+    pairs = [{"id": p["id"], "prompt": p["prompt"], "responses": ["Yes.", "No, never."], "kind": "harmful"} for p in prompts]
     config = RevisionConfig(rounds=1, max_tokens=5, critique_tokens=5, temperature=0, critic_temperature=0)
 
     def everything(lm):
         revised = revise(lm, prompts, rules, config)
-        labels = fb.likelihood_contrast(lm, pairs, rules)
+        labels = fb.contrastive_log_likelihood(lm, pairs, rules)
         said = sample_answers({"m": lm}, prompts, max_tokens=5, temperature=0)["m"]
         return [s["text"] for r in revised for s in r["steps"]], [r["p_first"] for r in labels], [r["completion"] for r in said]
 
@@ -390,7 +393,7 @@ def test_a_run_with_an_engine_that_samples_and_a_server_that_judges(server, fold
     from cai_nb.records import Records
     from cai_nb.recipe import load_recipe
 
-    sets = [*SETS, "model.engine=vllm", "feedback.method=choice", f"critic.name=server:{server.url}#tiny?tokenizer={folder}"]
+    sets = [*SETS, "model.engine=vllm", "feedback.method=multiple_choice", f"critic.name=server:{server.url}#tiny?tokenizer={folder}"]
     recipe, out = load_recipe("smoke", sets, model=str(folder)), tmp_path / "run"
     run = stages.run_recipe(recipe, out, stages=["revision"], note=quiet)
     records = run.path("revision") / "records.jsonl"

@@ -59,7 +59,7 @@ def test_fine_tuning_learns_the_same(folder, tmp_path, twice, monkeypatch):
 def test_a_preference_model_learns_the_same(folder, tmp_path, twice, monkeypatch):
     float32(monkeypatch, preference)
     rows = [{"id": f"{i}", "prompt": [user(f"{ASKED}{i}")], "chosen": [assistant(f"kind {i}")], "rejected": [assistant(f"rude {i}")], "label": 0.9,
-             "kind": "harmful", "method": "judge"} for i in range(12)]  # fmt: skip
+             "kind": "harmful", "method": "probe"} for i in range(12)]  # fmt: skip
     settings = preference.PreferenceSettings(learning_rate=1e-3, epochs=2, lora_rank=4, batch_size=4)
     ours, plain = twice(lambda name: preference.train_preference_model(folder, rows, tmp_path / name, settings)["curve"])
     assert [c["loss"] for c in ours] == pytest.approx([c["loss"] for c in plain], rel=1e-3)
@@ -70,7 +70,7 @@ def test_a_preference_model_asks_its_still_layers_once_for_a_row(folder, tmp_pat
     "Probe, training of two epochs and examination: in the lowest layer each row is seen once, and the model is the same."
     float32(monkeypatch, preference)
     rows = [{"id": f"{i}", "prompt": [user(f"{ASKED}{'x' * i}")], "chosen": [assistant(f"kind {i}")], "rejected": [assistant(f"rude {i}!")], "label": 0.9,
-             "kind": "harmful", "method": "judge"} for i in range(10)]  # fmt: skip
+             "kind": "harmful", "method": "probe"} for i in range(10)]  # fmt: skip
     settings = preference.PreferenceSettings(learning_rate=1e-3, epochs=2, lora_rank=4, batch_size=4)
     usual, asked = preference.sequence_classifier, [0, 0]
 

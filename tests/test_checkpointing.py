@@ -64,7 +64,7 @@ def test_fine_tuning(folder, tmp_path, again, four_bit):
 
 def test_preference_model(folder, tmp_path, again):
     rows = [{"id": f"{i}", "prompt": [user(f"q{i}")], "chosen": [assistant(f"kind {i}")], "rejected": [assistant(f"rude {i}")], "label": 0.9,
-             "kind": "harmful", "method": "judge"} for i in range(12)]  # fmt: skip
+             "kind": "harmful", "method": "probe"} for i in range(12)]  # fmt: skip
     settings = preference.PreferenceSettings(learning_rate=1e-3, epochs=2, lora_rank=4, batch_size=4, probe=False)
     usual = preference.train_preference_model(folder, rows, tmp_path / "usual", settings)
     switch, made = again

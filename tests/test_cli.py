@@ -30,7 +30,7 @@ def test_help_is_quick_and_shows_defaults():
         begin = time.monotonic()
         done = cai_nb("--help")
         best = min(best, time.monotonic() - begin)
-        assert done.returncode == 0 and "warm-up" in done.stdout
+        assert done.returncode == 0 and "finetune-critic" in done.stdout
     assert best < 1.0, f"{best:.2f} s: something heavy is imported at the top of a module"
     page = cai_nb("run", "--help").stdout
     assert "default: runs/RECIPE" in page and "--dry-run" in page
@@ -51,7 +51,7 @@ def test_import_of_the_package_loads_nothing_heavy():
         (["run", "--ouput", "x"], 'did you mean "--out"'),
         (["run", "--dryrun"], 'did you mean "--dry-run"'),
         (["run", "smoke", "again"], "one word too many"),
-        (["run", "laptop", "--dry-run", "--set", "constitution.harmless=nope"], "no constitution"),
+        (["run", "laptop", "--dry-run", "--set", "constitution.harmful_prompts=nope"], "no constitution"),
         (["run", "smoke", "--set", "ppo.clp=1"], "'ppo.clip'"),
         (["run", "smoke", "--set", "seed=x"], "whole number"),
         (["run", "smoke", "--model", "no-such-model"], "no model"),
@@ -61,12 +61,12 @@ def test_import_of_the_package_loads_nothing_heavy():
         (["chat", "runs/none", "--prompt", "Hi"], "no run folder"),
         (["chat", "default", "--prompt", ""], "prompt is empty"),
         (["sample", "default", "--prompts", "none.txt", "--out", "a.jsonl"], "no prompts at none.txt"),
-        (["sample", "default", "--prompts", "redteam", "--out", "a.jsonl", "--samples", "0"], "--samples must be 1"),
+        (["sample", "default", "--prompts", "harmful", "--out", "a.jsonl", "--samples", "0"], "--samples must be 1"),
         (["blind", "empty.jsonl"], "holds no answers"),
         (["compare", ".", "."], "no run with an evaluation"),
         (["run", "broken.yaml"], "broken YAML"),
-        (["run", "smoke", "--set", "prompts.redteam=empty.jsonl"], "empty"),
-        (["run", "smoke", "--set", "prompts.redteam=none.jsonl"], "no such file"),
+        (["run", "smoke", "--set", "prompts.harmful=empty.jsonl"], "empty"),
+        (["run", "smoke", "--set", "prompts.harmful=none.jsonl"], "no such file"),
     ],
 )
 def test_a_failure_is_one_line_that_says_what_to_do(tmp_path, words, part):
@@ -164,6 +164,6 @@ def test_doctor_names_what_is_missing_and_the_mend(tmp_path):
 
 
 def test_columns_fit_the_width_and_show_no_control_characters():
-    text = columns({"start": "word " * 40, "sl-cai": "a\nb\x1b[2J", "rl-cai": "x" * 200}, 100)
+    text = columns({"initial": "word " * 40, "sl-cai": "a\nb\x1b[2J", "rl-cai": "x" * 200}, 100)
     assert max(map(len, text.splitlines())) <= 100 and "\x1b" not in text and "│" in text
-    assert "│" not in columns({"start": "a", "sl-cai": "b"}, 40)
+    assert "│" not in columns({"initial": "a", "sl-cai": "b"}, 40)

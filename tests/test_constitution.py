@@ -185,7 +185,7 @@ long_words = st.lists(st.sampled_from([
 @settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.one_of(words, long_words), st.one_of(words, long_words), st.one_of(words, long_words))
 def test_what_is_written_loads_to_the_same_strings(tmp_path, a, b, c):
-    p = Principle("p", a, b, c, comparison=a, exemplars=(Exemplar("e", c, a, b, c, "harmless", b, split="judge"),),
+    p = Principle("p", a, b, c, comparison=a, exemplars=(Exemplar("e", c, a, b, c, "benign", b, split="judge"),),
                   pairs=(JudgedPair("j", a, b, c, a),))
     made = Constitution(a, b, [p, Principle("q", comparison=c)])
     again = load(tmp_path, made.to_yaml())
@@ -211,7 +211,7 @@ def test_the_fingerprint_changes_with_every_text_that_a_model_sees():
     for key in ("title", "critique", "revision", "comparison", "opposite", "better", "worse"):
         seen.add(replace(c, principles=(replace(first, **{key: "x"}), *c.principles[1:])).fingerprint)
     for key in ("prompt", "response", "critique", "revision", "kind", "split"):
-        value = {"kind": "harmless", "split": "heldout"}.get(key, "x")
+        value = {"kind": "benign", "split": "heldout"}.get(key, "x")
         changed = replace(first, exemplars=(replace(first.exemplars[0], **{key: value}), *first.exemplars[1:]))
         seen.add(replace(c, principles=(changed, *c.principles[1:])).fingerprint)
     assert len(seen) == 15 and all(len(s) == 12 for s in seen)
@@ -448,7 +448,7 @@ def test_the_audit_bites(made, says):
 
 def test_the_audit_counts():
     made = constitution([pair(1, better="longer answer", category="x"),
-                         pair(2, category="y", kind="harmless", split="judge")])
+                         pair(2, category="y", kind="benign", split="judge")])
     report = made.audit(prompts=[])
     assert (report["principles"], report["exemplars"], report["pairs"]) == (1, 0, 2)
     assert report["per_category"] == {"x": {"exemplars": 0, "pairs": 1}, "y": {"exemplars": 0, "pairs": 1}}
@@ -474,11 +474,11 @@ def test_harmlessness_has_what_was_promised():
     assert len(c.exemplars()) >= 128 and min(len(p.exemplars) for p in c) >= 8
     assert len(c.pairs()) >= 160 and min(len(p.pairs) for p in c) >= 8
     from cai_nb.prompts import load_prompts
-    harms = {p["category"] for p in load_prompts("redteam")}
+    harms = {p["category"] for p in load_prompts("harmful")}
     for kind, items in (("exemplar", c.exemplars()), ("pair", c.pairs())):
         have = Counter(item.category for _, item in items)
         assert harms <= set(have), f"no {kind} on {harms - set(have)}"
-        assert Counter(item.kind for _, item in items)["harmless"] >= 30
+        assert Counter(item.kind for _, item in items)["benign"] >= 30
 
 
 def test_texts_of_different_principles_differ():

@@ -13,10 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import tiny_tokenizer
 
+from cai_nb.chat_template import chat_format, render
 from cai_nb.dialogue import (
     CaiError,
     DialogueError,
     Html,
+    as_messages,
     assistant,
     check_dialogue,
     data_files,
@@ -27,11 +29,9 @@ from cai_nb.dialogue import (
     from_paper,
     nearest,
     progress,
-    render,
     smoke,
     system,
     table_html,
-    template_markers,
     to_paper,
     user,
     visible,
@@ -62,7 +62,7 @@ TALK = [system("Be kind."), user("Hi"), assistant("Hello"), user("Bye")]
     ([assistant("Hi")], r"message 0: the assistant speaks before any user"),
     ([system("Be kind."), assistant("Hi")], r"message 1: the assistant speaks before any user"),
 ])
-def test_a_malformed_dialogue_is_refused_with_position_and_mend(messages, says):
+def test_a_malformed_dialogue_is_refused_by_position_with_what_to_write(messages, says):
     with pytest.raises(DialogueError, match=says) as error:
         check_dialogue(messages)
     assert "\n" not in str(error.value)  # the command line prints one line
@@ -70,6 +70,7 @@ def test_a_malformed_dialogue_is_refused_with_position_and_mend(messages, says):
 
 def test_a_dialogue_passes_as_it_is_and_a_model_may_say_nothing():
     assert check_dialogue(TALK) is TALK
+    assert as_messages("Hi") == [user("Hi")] and as_messages(TALK) == TALK
     check_dialogue([user("Hi"), assistant("")])
 
 
@@ -154,35 +155,37 @@ nasty = st.lists(st.sampled_from([
 
 @settings(max_examples=120, deadline=None)
 @given(st.sampled_from(sorted(TOKENIZERS)), nasty.filter(str.strip), nasty)
-def test_no_content_becomes_a_special_token_or_a_mark(name, first, answer):
+def test_no_content_becomes_a_special_token_or_a_role_header(name, first, answer):
     tok = TOKENIZERS[name]
     special = set(tok.all_special_ids)
 
     def marks(messages):
         text = render(messages, tok)
         ids = tok(text, add_special_tokens=False)["input_ids"]
-        return [i for i in ids if i in special], {m: text.count(m) for m in template_markers(tok)}
+        return [i for i in ids if i in special], {m: text.count(m) for m in chat_format(tok).markers}
 
     assert marks([user(first), assistant(answer), user("x")]) == marks([user("y"), assistant("z"), user("x")])
 
 
-def test_ordinary_text_is_rendered_as_it_is():
-    text = "2 < 3 | [a list] # heading\n**User** said: <b>no</b>"
-    assert text in render([user(text)], TOKENIZERS["chatml"])
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_ordinary_text_is_rendered_as_it_is(name):
+    text = "2 < 3 | [a list] # heading\n### Title\n**User** said: <b>no</b> [INST ### Users"
+    assert text in render([user(text)], TOKENIZERS[name])
 
 
-def test_the_marks_of_a_new_template_are_looked_up_again():
+def test_the_markers_of_a_new_template_are_looked_up_again():
     tok = tokenizer(CHATML)
     assert "[INST]" in render([user("[INST]")], tok)
     tok.chat_template = INST
     assert render([user("[INST]")], tok).count("[INST]") == 1
 
 
-def test_templates_that_are_missing_or_refuse_give_a_mend():
+def test_templates_that_are_missing_or_refuse_say_what_to_do():
     with pytest.raises(DialogueError, match="no chat template: take an instruction-tuned model"):
         render([user("Hi")], tokenizer(None))
-    with pytest.raises(DialogueError, match="refuses the dialogue .*leave out the system message"):
-        render(TALK, TOKENIZERS["inst"])
+    once = tokenizer("{% if messages | length > 1 %}{{ raise_exception('one turn only') }}{% endif %}" + CHATML)
+    with pytest.raises(DialogueError, match=r"refuses the dialogue \(one turn only\): .*another tokenizer.chat_template"):
+        render(TALK, once)
     with pytest.raises(DialogueError, match="both from user"):
         render([user("Hi"), user("Hi")], TOKENIZERS["chatml"])
 
@@ -276,18 +279,18 @@ def test_progress_can_be_silenced(monkeypatch, capsys):
 
 
 def test_data_are_found_by_name_with_or_without_suffix():
-    assert data_path("prompts", "redteam") == data_path("prompts", "redteam.jsonl")
-    assert data_path("prompts") == data_path("prompts", "redteam").parent
+    assert data_path("prompts", "harmful") == data_path("prompts", "harmful.jsonl")
+    assert data_path("prompts") == data_path("prompts", "harmful").parent
     assert {"harmlessness", "anti-overreaction", "helpfulness"} <= set(data_files("constitutions"))
     with pytest.raises(CaiError, match='did you mean "constitutions"'):
         data_path("constitution", "harmlessness")
     for outside in ("../setup.py", "/etc/passwd", "redtaem"):
-        with pytest.raises(CaiError, match="Known: .*redteam"):
+        with pytest.raises(CaiError, match="Known: .*harmful"):
             data_path("prompts", outside)
 
 
 def test_the_first_modules_load_nothing_heavy():
     heavy = ("torch", "transformers", "sklearn", "scipy", "numpy", "datasets")
-    code = ("import sys, cai_nb.dialogue, cai_nb.constitution, cai_nb.prompts\n"
+    code = ("import sys, cai_nb.dialogue, cai_nb.chat_template, cai_nb.constitution, cai_nb.prompts\n"
             f"print([m for m in {heavy} if m in sys.modules])")
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"

@@ -233,7 +233,7 @@ def workers(out):
 @pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="finds processes in /proc")
 def test_a_run_in_two_processes_goes_on_in_one(folder, tmp_path):
     "The same answers and labels; killed in the middle of PPO, one process ends the run"
-    sets = ["revision.temperature=0", "revision.critic_temperature=0", "ppo.updates=6", "ppo.save_every=1"]
+    sets = ["revision.temperature=0", "revision.critic_temperature=0", "ppo.num_rollouts=6", "ppo.save_every=1"]
     start(1, *run_words(folder, tmp_path / "one", *sets))
     two = tmp_path / "two"
     with open(tmp_path / "said.txt", "w") as said:
@@ -262,7 +262,7 @@ def test_a_run_in_two_processes_goes_on_in_one(folder, tmp_path):
 
 
 def test_a_batch_that_does_not_divide_is_named(folder, tmp_path):
-    done = start(2, *run_words(folder, tmp_path / "run", "ppo.prompts=2", "ppo.minibatches=2", "sft.batch_size=3"), code=1)
+    done = start(2, *run_words(folder, tmp_path / "run", "ppo.rollout_batch_size=2", "ppo.minibatches=2", "sft.batch_size=3"), code=1)
     assert "make it a multiple of 2" in done.stdout + done.stderr
 
 
@@ -288,8 +288,8 @@ def test_a_large_batch_is_cut_for_the_device_and_divided_among_processes(monkeyp
     for n in (1, 2, 8):
         monkeypatch.setenv("WORLD_SIZE", str(n))
         monkeypatch.setattr(distributed, "processes", lambda n=n: type("P", (), {"size": n}))
-        for batch, at_once in ((1024, 16), (24, 16), (8, 0)):
-            sets = [f"sft.batch_size={batch}", f"sft.at_once={at_once}"]
+        for batch, micro_batch_size in ((1024, 16), (24, 16), (8, 0)):
+            sets = [f"sft.batch_size={batch}", f"sft.micro_batch_size={micro_batch_size}"]
             cut = stages.pieces(load_recipe("laptop", sets).sft)
-            assert cut["batch_size"] * cut["accumulation"] == batch and cut["batch_size"] // n <= (at_once or batch)
-    assert load_recipe("laptop", ["sft.at_once=2"]).fingerprint == load_recipe("laptop").fingerprint
+            assert cut["batch_size"] * cut["accumulation"] == batch and cut["batch_size"] // n <= (micro_batch_size or batch)
+    assert load_recipe("laptop", ["sft.micro_batch_size=2"]).fingerprint == load_recipe("laptop").fingerprint

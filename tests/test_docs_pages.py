@@ -21,7 +21,7 @@ import pages  # noqa: E402
 PAGES = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
 OWN = ("instructor", "glossary", "further-reading", "architecture", "model-card", "data-card", "colab")
 LINK = re.compile(r"!?\[(?:[^\[\]]|\[[^\]]*\])*\]\(([^)\s]+)(?: \"[^\"]*\")?\)")
-VERSION = re.search(r'"(.+)"', (ROOT / "cai_nb" / "__init__.py").read_text(encoding="utf-8"))[1]
+VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "cai_nb" / "__init__.py").read_text(encoding="utf-8"))[1]
 
 
 def text_of(path):
@@ -67,8 +67,8 @@ def test_the_pages_are_there_and_each_has_one_title():
 def test_counted_tables_say_what_files_and_notebooks_hold():
     for page, own in pages.tables().items():
         assert pages.filled(page, own) == text_of(ROOT / "docs" / page), f"docs/{page} is out of step; type: python tools/pages.py"
-    redteam = len(text_of(ROOT / "prompts" / "redteam.jsonl").splitlines())
-    assert f"| `redteam` | {redteam} | 16 |" in text_of(ROOT / "docs" / "data-card.md")
+    harmful = len(text_of(ROOT / "prompts" / "harmful.jsonl").splitlines())
+    assert f"| `harmful` | {harmful} | 16 |" in text_of(ROOT / "docs" / "data-card.md")
 
 
 def test_numbers_in_the_prose_are_those_of_the_tables():
@@ -77,11 +77,11 @@ def test_numbers_in_the_prose_are_those_of_the_tables():
     exemplars, pairs = int(everything[3]), int(everything[5])
     assert f"{exemplars} exemplars and {pairs} judged pairs" in text_of(ROOT / "CHANGELOG.md")
     guide = text_of(ROOT / "docs" / "instructor.md")
-    milder = sum(1 for line in text_of(ROOT / "prompts" / "overrefusal.jsonl").splitlines() if line.strip())
-    assert f"`overrefusal` has {milder} prompts" in guide
+    milder = sum(1 for line in text_of(ROOT / "prompts" / "over_refusal.jsonl").splitlines() if line.strip())
+    assert f"`over_refusal` has {milder} prompts" in guide
     named = re.search(r"twenty each in sixteen categories: (.+?)\. They", guide)[1]
     named = {c.strip().replace(" ", "-") for c in re.split(r", | and ", named)}
-    assert named == {json.loads(line)["category"] for line in text_of(ROOT / "prompts" / "redteam.jsonl").splitlines() if line.strip()}
+    assert named == {json.loads(line)["category"] for line in text_of(ROOT / "prompts" / "harmful.jsonl").splitlines() if line.strip()}
 
 
 @pytest.mark.parametrize("words, expected", [
@@ -161,7 +161,7 @@ def test_measured_figures_of_the_model_card_are_those_of_the_kept_run():
     assert f"from {critic['curve'][0]['loss']:.2f} to {critic['curve'][-1]['loss']:.2f} nats" in card
     labels = json.loads(text_of(run / "3-feedback.json"))["accuracy"]
     judges = json.loads(text_of(run / "evaluation.json"))["judges"]
-    for row in (*labels.values(), judges["probe (harmlessness)"], judges["probe (helpfulness)"], judges["checks (harmlessness)"]):
+    for row in (*labels.values(), judges["probe (harmlessness)"], judges["probe (helpfulness)"], judges["rules (harmlessness)"]):
         assert f"{row['accuracy']:.2f} [{row['low']:.2f}, {row['high']:.2f}] of {row['n']}" in card
     preference = json.loads(text_of(run / "4-preference.json"))
     assert f"{preference['agreement']:.2f} [{preference['low']:.2f}, {preference['high']:.2f}] of {preference['n']}" in card
@@ -184,8 +184,8 @@ def test_settings_that_the_pages_tell_to_type_are_known():
 
 def test_what_contributing_names_exists():
     text = text_of(ROOT / "CONTRIBUTING.md")
-    code = "\n".join(text_of(p) for p in [*(ROOT / "cai_nb").glob("*.py"), *(ROOT / "tests").glob("*.py"), *(ROOT / "benchmarks").glob("*.py")])
-    defined = {node.name for p in [*(ROOT / "cai_nb").glob("*.py"), *(ROOT / "tests").glob("*.py"), *(ROOT / "benchmarks").glob("*.py")]
+    code = "\n".join(text_of(p) for p in [*(ROOT / "cai_nb").rglob("*.py"), *(ROOT / "tests").glob("*.py"), *(ROOT / "benchmarks").glob("*.py")])
+    defined = {node.name for p in [*(ROOT / "cai_nb").rglob("*.py"), *(ROOT / "tests").glob("*.py"), *(ROOT / "benchmarks").glob("*.py")]
                for node in ast.walk(ast.parse(text_of(p))) if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
     recipes = text[text.index("## Recipes for common changes"):text.index("## A new requirement")]
     tests = set(re.findall(r"`(test_\w+)`", recipes))

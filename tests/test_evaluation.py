@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from cai_nb import evaluation as ev
+from cai_nb import measures
 from cai_nb.evaluation import (
     RuleJudge,
     agreement,
@@ -40,7 +41,7 @@ from cai_nb.measures import (
     read_paper_samples,
     boilerplate_phrases,
 )
-from cai_nb.stats import bootstrap, jackknife, paired_difference
+from cai_nb.stats import StatsError, bootstrap, jackknife, paired_difference
 from cai_nb.model import Completion
 
 PAPER = Path(__file__).resolve().parents[2] / "shared" / "data" / "paper-samples"
@@ -118,7 +119,7 @@ def test_measures_take_dialogues_and_texts_alike():
     "", " ", "...", "\U0001f600", "да, конечно", "a" * 20000, "\x00\ud800", "“", "\n\n- \n",
 ])
 def test_no_measure_breaks_on_odd_text(answer):
-    for name, function in ev.MEASURES.items():
+    for name, function in measures.MEASURES.items():
         assert np.isfinite(float(function(user("Why?"), answer))), name
     for question in ("harmlessness", "helpfulness"):
         assert np.isfinite(RuleJudge(question).score([user("Why?")], [answer])).all()
@@ -170,7 +171,7 @@ def test_near_identical_finds_equal_and_nearly_equal_refusals():
 
 def test_groups_must_fit():
     for function in (boilerplate, bootstrap):
-        with pytest.raises(EvaluationError, match="2 .*1 groups"):
+        with pytest.raises((StatsError, EvaluationError), match="2 .*1 groups"):
             function(["a", "b"] if function is boilerplate else [0.0, 1.0], ["x"])
 
 
@@ -222,7 +223,7 @@ def test_pairing_takes_the_prompts_own_spread_away():
     assert paired_difference(a, b).low > 0.2
     assert bootstrap(a).low < bootstrap(b).high
     assert paired_difference(a, a)[:3] == (0, 0, 0)
-    with pytest.raises(EvaluationError, match="50 values of one model, 49"):
+    with pytest.raises(StatsError, match="50 values of one model, 49"):
         paired_difference(a, b[1:])
 
 
@@ -313,24 +314,24 @@ class Model:
 
 
 PROMPTS = [{"id": f"{kind}-{i}", "kind": kind, "category": "c", "prompt": f"{kind} question {i} about {t}?"}
-           for kind in ("redteam", "helpful", "overrefusal") for i, t in enumerate(TOPICS)]
+           for kind in ("harmful", "benign", "over_refusal") for i, t in enumerate(TOPICS)]
 
 
 def test_sampling_goes_on_where_it_stopped(tmp_path):
     path = tmp_path / "6-evaluation" / "records.jsonl"
     first = Model(str.upper)
-    sample_answers({"start": first}, PROMPTS[:2], samples=2, records=path)
+    sample_answers({"initial": first}, PROMPTS[:2], samples=2, records=path)
     assert len(first.keys) == 4 and len(set(first.keys)) == 4
     second = Model(str.lower)
-    out = sample_answers({"start": second}, PROMPTS[:3], samples=2, records=path)
+    out = sample_answers({"initial": second}, PROMPTS[:3], samples=2, records=path)
     assert second.keys == [f"{PROMPTS[2]['id']}/{k}" for k in (0, 1)]
-    assert [r["completion"].isupper() for r in out["start"]] == [True] * 4 + [False] * 2
-    assert [r["id"] for r in out["start"]] == [p["id"] for p in PROMPTS[:3] for _ in (0, 1)]
-    assert {"model", "sample", "prompt", "kind", "category", "finished", "model_id", "seed"} <= out["start"][0].keys()
+    assert [r["completion"].isupper() for r in out["initial"]] == [True] * 4 + [False] * 2
+    assert [r["id"] for r in out["initial"]] == [p["id"] for p in PROMPTS[:3] for _ in (0, 1)]
+    assert {"model", "sample", "prompt", "kind", "category", "finished", "model_id", "seed"} <= out["initial"][0].keys()
     with open(path, "ab") as file:
         file.write(b'{"id": "cut')
     with pytest.warns(UserWarning, match="cut off"):
-        assert sample_answers({"start": Model(str)}, PROMPTS[:3], samples=2, records=path) == out
+        assert sample_answers({"initial": Model(str)}, PROMPTS[:3], samples=2, records=path) == out
 
 
 def test_all_models_get_the_same_randomness_and_load_only_when_needed(tmp_path):
@@ -362,7 +363,7 @@ def samples():
     def wall(prompt):
         return "I'm sorry, but I can't help with that."
 
-    return sample_answers({"start": Model(good), "wall": Model(wall), "again": Model(good)}, PROMPTS, samples=2)
+    return sample_answers({"initial": Model(good), "wall": Model(wall), "again": Model(good)}, PROMPTS, samples=2)
 
 
 def test_an_answer_that_was_cut_off_is_judged_by_its_whole_sentences_and_the_rest_is_kept():
@@ -379,27 +380,27 @@ def test_an_answer_that_was_cut_off_is_judged_by_its_whole_sentences_and_the_res
 def test_a_model_that_refuses_everything_is_seen_through(samples):
     result = evaluate(samples, draws=300)
     measures = result["measures"]
-    for key in ("evasive", "overrefusal", "refusal_helpful", "boilerplate", "near_identical"):
-        assert measures[key]["wall"]["mean"] == 1 and measures[key]["start"]["mean"] == 0, key
+    for key in ("evasive", "over_refusal", "refusal_benign", "boilerplate", "near_identical"):
+        assert measures[key]["wall"]["mean"] == 1 and measures[key]["initial"]["mean"] == 0, key
     assert measures["helpfulness"]["wall"]["high"] < 0.5
     even = {"mean": 0.5, "low": 0.5, "high": 0.5, "n": 16}
     assert measures["helpfulness"]["again"] == measures["harmlessness"]["again"] == even \
         or measures["harmlessness"]["again"]["mean"] == 0.5
-    difference = result["kinds"]["redteam"]["differences"]["evasive"]
-    assert difference["wall"]["mean"] == 1 and difference["again"]["mean"] == 0 and "start" not in difference
+    difference = result["kinds"]["harmful"]["differences"]["evasive"]
+    assert difference["wall"]["mean"] == 1 and difference["again"]["mean"] == 0 and "initial" not in difference
 
 
 def test_the_result_is_json_and_counts_prompts(samples):
     result = evaluate(samples, draws=300)
     assert json.loads(json.dumps(result, allow_nan=False)) == result
-    assert result["counts"]["redteam"] == {"prompts": 8, "answers": 16}
+    assert result["counts"]["harmful"] == {"prompts": 8, "answers": 16}
     assert result["measures"]["evasive"]["wall"]["n"] == 8
-    assert set(result["wins"]["harmlessness"]["checks"]) == {"wall > start", "again > start", "again > wall"}
+    assert set(result["wins"]["harmlessness"]["rules"]) == {"wall > initial", "again > initial", "again > wall"}
     rows = result_rows(result)
-    assert rows[0]["measure"] == "harmlessness: wins against start" and rows[0]["start"] == "–"
+    assert rows[0]["measure"] == "harmlessness: wins against initial" and rows[0]["initial"] == "–"
     assert rows[1]["measure"] == "harmlessness: wins against wall"
-    assert all(set(r) == {"measure", "start", "wall", "again"} for r in rows)
-    assert {r["judge"] for r in win_rows(result)} == {"checks"}
+    assert all(set(r) == {"measure", "initial", "wall", "again"} for r in rows)
+    assert {r["judge"] for r in win_rows(result)} == {"rules"}
     figure = figure_results(result)
     assert len(figure.axes) == 2 and len(figure.axes[0].get_yticklabels()) == 4
 
@@ -416,23 +417,23 @@ def test_a_scoring_judge_reads_every_answer_once(samples):
 
 
 def test_several_judges_and_one_kind_only(samples):
-    red = {m: [r for r in rows if r["kind"] == "redteam"] for m, rows in samples.items()}
+    red = {m: [r for r in rows if r["kind"] == "harmful"] for m, rows in samples.items()}
     result = evaluate(red, {"harmlessness": {"length": Length(), "first": First()}}, draws=100)
     assert list(result["wins"]) == ["harmlessness"] and set(result["wins"]["harmlessness"]) == {"length", "first"}
-    assert "overrefusal" not in result["measures"] and "helpfulness" not in result["measures"]
+    assert "over_refusal" not in result["measures"] and "helpfulness" not in result["measures"]
 
 
 def test_different_prompts_are_no_comparison(samples):
     with pytest.raises(EvaluationError, match="did not answer the same prompts"):
-        evaluate({"start": samples["start"], "wall": samples["wall"][2:]})
+        evaluate({"initial": samples["initial"], "wall": samples["wall"][2:]})
     with pytest.raises(EvaluationError, match="no answers"):
-        evaluate({"start": []})
+        evaluate({"initial": []})
     with pytest.raises(EvaluationError, match="harmlessness"):
         evaluate(samples, {"harmlesness": {}})
 
 
 def test_finished_flags_beat_punctuation(samples):
-    rows = [{**samples["start"][0], "completion": "A full sentence.", "finished": False}]
+    rows = [{**samples["initial"][0], "completion": "A full sentence.", "finished": False}]
     assert measure(rows)["unfinished"].tolist() == [1.0]
 
 

@@ -31,7 +31,7 @@ from cai_nb.feedback import (
     shot_messages,
     written_comparisons,
     label_accuracy,
-    likelihood_contrast,
+    contrastive_log_likelihood,
     multiple_choice,
     position_bias,
     sample_pairs,
@@ -59,7 +59,7 @@ CONSTITUTION = Constitution("tiny", "", (
     Principle("kind", comparison="Which response is kinder?", better="Kind.", worse="Cruel.",
               pairs=tuple(judged(i, "heldout" if i > 15 else "train") for i in range(1, 24, 2))),
 ))
-PAIRS = [{"id": f"q{i}", "kind": "redteam", "category": "x", "prompt": [user(f"Question {i}?")],
+PAIRS = [{"id": f"q{i}", "kind": "harmful", "category": "x", "prompt": [user(f"Question {i}?")],
           "responses": [f"first answer {i}", f"another one {i}"]} for i in range(6)]
 
 
@@ -89,7 +89,7 @@ class Scripted:
 
 
 def prompts(n):
-    return [{"id": f"r{i}", "prompt": f"Prompt {i}?", "kind": "redteam", "category": "c"} for i in range(n)]
+    return [{"id": f"r{i}", "prompt": f"Prompt {i}?", "kind": "harmful", "category": "c"} for i in range(n)]
 
 
 def test_equal_and_empty_answers_are_sampled_anew_then_left_out(tmp_path):
@@ -130,7 +130,7 @@ def test_a_model_that_always_says_a_learns_nothing_from_both_orders():
 
 def test_exchanging_the_responses_exchanges_the_label(model):
     swapped = [{**p, "responses": p["responses"][::-1]} for p in PAIRS]
-    for label in (multiple_choice, likelihood_contrast):
+    for label in (multiple_choice, contrastive_log_likelihood):
         a, b = label(model, PAIRS, CONSTITUTION), label(model, swapped, CONSTITUTION)
         for x, y in zip(a, b):
             assert x["p_first"] == pytest.approx(1 - y["p_first"], abs=1e-5)
@@ -255,11 +255,11 @@ def test_each_kind_of_prompt_has_its_judge(model, tmp_path):
     "On harmful prompts 'no' is the better answer, on harmless ones 'yes': one judge cannot learn both, two can"
     words = [f"{w} {i}" for i in range(2) for w in WORDS[:10]]
     rows = [{"id": f"{kind}{k}", "kind": kind, "prompt": [user(f"Say {w}?")], "judged": True,
-             **dict(zip(("better", "worse") if kind == "harmless" else ("worse", "better"), ("yes yes gladly", "no no never")))}
-            for k, w in enumerate(words) for kind in ("harmful", "harmless")]
+             **dict(zip(("better", "worse") if kind == "benign" else ("worse", "better"), ("yes yes gladly", "no no never")))}
+            for k, w in enumerate(words) for kind in ("harmful", "benign")]
     judges = Judges.fit(model, rows, layers=(2, 4))
     pairs = [{"id": f"{kind}-{k}", "kind": kind, "prompt": [user(f"And {w}?")], "responses": ["no no never", "yes yes gladly"]}
-             for k, w in enumerate(WORDS[10:14]) for kind in ("redteam", "helpful", "overrefusal")]
+             for k, w in enumerate(WORDS[10:14]) for kind in ("harmful", "benign", "over_refusal")]
     records = judges.label(pairs, CONSTITUTION)
     assert [r["id"] for r in records] == [p["id"] for p in pairs]
     assert all((r["p_first"] > 0.5) == (kind_of(p) == "harmful") for r, p in zip(records, pairs))
@@ -278,7 +278,7 @@ def test_each_principle_has_its_judge_and_strangers_go_to_the_judge_for_all(mode
     rows += [{**rows[0], "id": "rare", "principle": "rare"}]  # too few to learn from
     judges = Judges.fit(model, rows, by="principle", layers=(2, 4), question="Good?")
     assert set(judges.each) == {"agree", "object", ""}
-    pairs = [{"id": f"{rule}-{k}", "kind": "redteam", "prompt": [user(f"And {w}?")], "principle": rule,
+    pairs = [{"id": f"{rule}-{k}", "kind": "harmful", "prompt": [user(f"And {w}?")], "principle": rule,
               "responses": ["no no never", "yes yes gladly"]}
              for k, w in enumerate(WORDS[10:14]) for rule in ("agree", "object", "unheard of", "")]
     records = judges.label(pairs, CONSTITUTION)
@@ -452,7 +452,7 @@ def test_records_are_json(judge, model):
             "model"}
     for r in [*judge.label(PAIRS, CONSTITUTION), *multiple_choice(model, PAIRS, CONSTITUTION, shots=2),
               *chain_of_thought(model, PAIRS, CONSTITUTION, max_tokens=4), *pointwise(model, PAIRS, CONSTITUTION, words=("A", "B")),
-              *likelihood_contrast(model, PAIRS, CONSTITUTION)]:
+              *contrastive_log_likelihood(model, PAIRS, CONSTITUTION)]:
         assert json.loads(json.dumps(r, allow_nan=False)) == r
         assert keys <= set(r)
 
@@ -468,7 +468,7 @@ def test_records_are_json(judge, model):
     (lambda m: accuracy([1.5]), "between 0 and 1"),
     (lambda m: Judge.fit(m, []), "no judged pairs"),
     (lambda m: Judge.fit(m, judge_pairs(CONSTITUTION)[:2], layers=(2,)), "too few"),
-    (lambda m: likelihood_contrast(m, PAIRS, Constitution("c", "", (Principle("p", comparison="Which?"),))),
+    (lambda m: contrastive_log_likelihood(m, PAIRS, Constitution("c", "", (Principle("p", comparison="Which?"),))),
      "needs both"),
 ])
 def test_errors_say_what_to_do(model, call, words):

@@ -44,8 +44,8 @@ def test_along_ppo_compares_with_the_same_prompts_of_sl_cai(tmp_path):
     run = a_run(tmp_path / "run")
     asked = [c[2] for c in CASES]
     write_lines(run.path("feedback") / "pairs.jsonl",
-                [{"id": str(i), "kind": "redteam", "prompt": [user(p)], "responses": ["x" * 20, "y"]} for i, p in enumerate(asked)])
-    rolled = [{"id": f"{n}-{i}", "rollout": n, "kind": "redteam", "prompt": [user(p)], "completion": "z" * (20 + 10 * n), "reward": float(n)}
+                [{"id": str(i), "kind": "harmful", "prompt": [user(p)], "responses": ["x" * 20, "y"]} for i, p in enumerate(asked)])
+    rolled = [{"id": f"{n}-{i}", "rollout": n, "kind": "harmful", "prompt": [user(p)], "completion": "z" * (20 + 10 * n), "reward": float(n)}
               for n in range(1, 5) for i, p in enumerate([*asked, "never asked before"])]  # fmt: skip
     write_lines(run.path("ppo") / "rollouts.jsonl", rolled)
     found = along_ppo(run, groups=2)
@@ -70,9 +70,9 @@ def test_changes_put_the_models_of_several_runs_on_one_scale(tmp_path):
             r["completion"] += " And much, much more than that." * 3
     write_lines(path, rows)
     found = {r["model"]: r for r in changes([first, second], draws=20)}
-    assert set(found) == {"start", "sl-cai, soft", "rl-cai, soft", "rl-cai, hard"}, "the same SL-CAI is one model"
-    assert found["rl-cai, hard"]["change"] == "label hard" == change_of(first, second) and found["start"]["harmlessness"].mean == 0
-    elos = [found[m]["harmlessness"].mean for m in ("start", "rl-cai, soft", "rl-cai, hard")]
+    assert set(found) == {"initial", "sl-cai, soft", "rl-cai, soft", "rl-cai, hard"}, "the same SL-CAI is one model"
+    assert found["rl-cai, hard"]["change"] == "label hard" == change_of(first, second) and found["initial"]["harmlessness"].mean == 0
+    elos = [found[m]["harmlessness"].mean for m in ("initial", "rl-cai, soft", "rl-cai, hard")]
     assert elos == sorted(elos) and elos[1] < elos[2]
     assert figure_changes([first, second]).rows
     with pytest.raises(FigureError, match="two runs or more"):
@@ -109,7 +109,7 @@ def test_a_branch_takes_over_what_would_be_made_in_the_same_way(tmp_path):
     assert branch(run, base.folder) == ["revision", "sft", "feedback"]
     assert run.done("feedback") == base.done("feedback") and run.done("preference") is None
     kept = {json.loads(line)["model"] for line in open(run.path("evaluation") / "records.jsonl")}
-    assert kept == {"start", "sl-cai"}, "answers of a model that will be made anew are not taken over"
+    assert kept == {"initial", "sl-cai"}, "answers of a model that will be made anew are not taken over"
     assert read_json(run.path("evaluation") / "done.json") is None
     everything = open_run(load_recipe("laptop"), tmp_path / "same", note=lambda line: None)
     assert branch(everything, base.folder) == [s.name for s in base.steps]
@@ -117,7 +117,7 @@ def test_a_branch_takes_over_what_would_be_made_in_the_same_way(tmp_path):
 
 def test_a_branch_of_something_else_is_refused(tmp_path):
     base = a_run(tmp_path / "base")
-    for setting, what in (("seed=1", "seed"), ("prompts.n_redteam=20", "prompts")):
+    for setting, what in (("seed=1", "seed"), ("prompts.n_harmful=20", "prompts")):
         run = open_run(load_recipe("laptop", [setting]), tmp_path / what, note=lambda line: None)
         with pytest.raises(RunError, match=f"differs in {what}"):
             branch(run, base.folder)

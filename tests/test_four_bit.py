@@ -60,7 +60,7 @@ def test_fine_tuning_learns_and_its_adapter_fits_the_full_weights(folder, tmp_pa
 
 def test_a_preference_model_learns(folder, tmp_path):
     rows = [{"id": f"{i}", "prompt": [user(f"q{i}")], "chosen": [assistant(f"kind {i}")], "rejected": [assistant(f"rude {i}")], "label": 0.9,
-             "kind": "harmful", "method": "judge"} for i in range(24)]  # fmt: skip
+             "kind": "harmful", "method": "probe"} for i in range(24)]  # fmt: skip
     settings = PreferenceSettings(learning_rate=3e-3, epochs=8, lora_rank=4, batch_size=4, probe=False, four_bit=True)
     metrics = train_preference_model(folder, rows, tmp_path / "pm", settings)
     assert metrics["agreement"] > 0.8

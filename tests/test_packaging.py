@@ -78,7 +78,8 @@ def facts(wheel):
 
 def test_wheel_holds_the_modules_and_the_data_and_nothing_else(wheel):
     tree = wheel.parent / "project"  # the copy that the wheel was made from
-    expected = {f"cai_nb/{path.name}" for path in (tree / "cai_nb").glob("*.py")}
+    package = tree / "cai_nb"
+    expected = {path.relative_to(tree).as_posix() for path in [*package.glob("*.py"), *package.glob("course/*.py")]}
     for kind in DATA:
         files = [path.relative_to(tree) for path in (tree / kind).rglob("*") if path.is_file()]
         expected |= {f"cai_nb/_data/{p.as_posix()}" for p in files if not any(q[0] in "._" for q in p.parts)}

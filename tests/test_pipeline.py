@@ -108,16 +108,16 @@ def test_a_bad_value_is_refused_by_name(tmp_path, text, part):
 def test_numbers_that_yaml_reads_as_text_are_numbers(tmp_path):
     (tmp_path / "r.yaml").write_text("ppo:\n  learning_rate: 1e-5\n  kl: 1")
     recipe = load_recipe(tmp_path / "r.yaml")
-    assert recipe.ppo.learning_rate == 1e-5 and recipe.ppo.kl == 1.0 and recipe.name == "r"
+    assert recipe.ppo.learning_rate == 1e-5 and recipe.ppo.kl_coef == 1.0 and recipe.name == "r"
 
 
 def test_set_overrides_and_is_checked_like_the_file():
-    assert load_recipe("smoke", ["ppo.clip=0.3", "prompts.redteam=[redteam, a.txt]"]).prompts.redteam == (
-        "redteam",
+    assert load_recipe("smoke", ["ppo.clip=0.3", "prompts.harmful=[harmful, a.txt]"]).prompts.harmful == (
+        "harmful",
         "a.txt",
     )
     assert (
-        load_recipe("smoke", ["constitution.harmless={harmlessness: 1, helpfulness: 2}"]).constitution.harmless[
+        load_recipe("smoke", ["constitution.harmful_prompts={harmlessness: 1, helpfulness: 2}"]).constitution.harmful_prompts[
             "helpfulness"
         ]
         == 2
@@ -144,8 +144,8 @@ def test_malformed_recipes_give_errors_and_never_tracebacks():
 
 
 def test_the_plan_grows_with_the_work():
-    n = load_recipe("laptop").prompts.n_redteam
-    small, large = plan(load_recipe("laptop")), plan(load_recipe("laptop", [f"prompts.n_redteam={2 * n}"]))
+    n = load_recipe("laptop").prompts.n_harmful
+    small, large = plan(load_recipe("laptop")), plan(load_recipe("laptop", [f"prompts.n_harmful={2 * n}"]))
     assert large["seconds"] > 1.2 * small["seconds"]
     full, lora = (plan(load_recipe("laptop", [f"sft.lora_rank={r}"])) for r in (0, 16))
     row = {
@@ -158,7 +158,7 @@ def test_the_plan_grows_with_the_work():
     assert a["flops"] == pytest.approx(2 * b["flops"])  # three passes against one, and back through half of the layers
     read, learnt = Work("", "", 1, trained=1000, share=0.5), Work("", "", 1, trained=1000, share=0.5, again=True)
     assert (read.passes(), learnt.passes(), learnt.passes(remembers=True)) == (1.5, 1.5, 1)
-    own, kept = (plan(load_recipe("laptop", [f"feedback.exemplars={k}"])) for k in (850, 0))  # judges that are fitted, or come along
+    own, kept = (plan(load_recipe("laptop", [f"feedback.probe_pairs={k}"])) for k in (850, 0))  # judges that are fitted, or come along
     assert "what the judge learns from" in [r["what"] for r in own["rows"]] and own["seconds"] > kept["seconds"] + 20
     assert "182,831" in plan_text(load_recipe("gpu-7b")) and "FLOPs" in plan_text(load_recipe("gpu-7b"))
 
@@ -191,8 +191,8 @@ def test_a_changed_constitution_counts_as_another_recipe(tmp_path, recipe):
     out = tmp_path / "run"
     run_.open_run(recipe, out, note=quiet)
     path = out / "recipe.yaml"
-    path.write_text(re.sub(r"constitution\.harmless: \S+", "constitution.harmless: 0123456789ab", path.read_text()))
-    with pytest.raises(run_.RunError, match="constitution.harmless .its text has changed"):
+    path.write_text(re.sub(r"constitution\.harmless: \S+", "constitution.harmful_prompts: 0123456789ab", path.read_text()))
+    with pytest.raises(run_.RunError, match="constitution.harmful_prompts .its text has changed"):
         run_.open_run(recipe, out, note=quiet)
 
 
@@ -407,16 +407,16 @@ def short(texts):
 
 def test_no_prompt_is_both_trained_on_and_held_out(recipe, tmp_path):
     file = tmp_path / "p.jsonl"
-    rows = [*load_prompts("redteam", limit=80), {"id": "x", "prompt": "long " * 900}]
+    rows = [*load_prompts("harmful", limit=80), {"id": "x", "prompt": "long " * 900}]
     file.write_text("".join(json.dumps(r) + "\n" for r in rows))
     chosen, long = artifacts.select_prompts(
-        load_recipe("smoke", ["prompts.n_redteam=30"]), [str(file)], 30, 10, "redteam", short
+        load_recipe("smoke", ["prompts.n_harmful=30"]), [str(file)], 30, 10, "harmful", short
     )
     parts = {p: {r["prompt"] for r in chosen if r["part"] == p} for p in ("train", "heldout")}
     assert len(parts["train"]) == 30 and 1 <= len(parts["heldout"]) <= 10 and not parts["train"] & parts["heldout"]
     assert long == 1 and all(short([r["prompt"] for r in chosen]))
     assert (
-        artifacts.select_prompts(load_recipe("smoke", ["prompts.n_redteam=30"]), [str(file)], 30, 10, "redteam", short)[0]
+        artifacts.select_prompts(load_recipe("smoke", ["prompts.n_harmful=30"]), [str(file)], 30, 10, "harmful", short)[0]
         == chosen
     )
 
@@ -429,16 +429,16 @@ def test_ids_that_two_sources_share_are_told_apart(recipe, tmp_path):
             )
         )
     chosen, _ = artifacts.select_prompts(
-        recipe, [str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl")], 6, 4, "redteam", short
+        recipe, [str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl")], 6, 4, "harmful", short
     )
     assert len({r["id"] for r in chosen}) == len(chosen)
 
 
 def test_a_prompt_file_with_duplicates_is_used_and_the_duplicates_are_reported(recipe, tmp_path):
-    rows = load_prompts("redteam", limit=20)
+    rows = load_prompts("harmful", limit=20)
     (tmp_path / "p.jsonl").write_text("".join(json.dumps({"prompt": r["prompt"]}) + "\n" for r in rows + rows[:5]))
     with pytest.warns(UserWarning, match="5 of 25 prompts stood there already"):
-        chosen, _ = artifacts.select_prompts(recipe, [str(tmp_path / "p.jsonl")], 8, 4, "redteam", short)
+        chosen, _ = artifacts.select_prompts(recipe, [str(tmp_path / "p.jsonl")], 8, 4, "harmful", short)
     assert len({r["prompt"] for r in chosen}) == len(chosen)
 
 
@@ -576,13 +576,13 @@ def test_the_report_streams_its_records(tmp_path):
 
 def test_principles_are_named_by_title(tmp_path, recipe):
     run = run_.open_run(recipe, tmp_path / "run", note=quiet)
-    titles = {p.title for p in run_.constitution_of(recipe, "harmless")}
+    titles = {p.title for p in run_.constitution_of(recipe, "harmful")}
     assert titles and stages.report(run).is_file()
 
 
 def test_unknown_constitution_is_refused_before_the_folder_is_made(tmp_path):
     with pytest.raises(CaiError):
-        run_.open_run(load_recipe("smoke", ["constitution.harmless={harmlesness: 1}"]), tmp_path / "run", note=quiet)
+        run_.open_run(load_recipe("smoke", ["constitution.harmful_prompts={harmlesness: 1}"]), tmp_path / "run", note=quiet)
     assert not (tmp_path / "run").exists()
 
 
@@ -600,13 +600,13 @@ def tiny(tmp_path_factory):
 
 SETS = [
     "critic.adapter=none",
-    "prompts.n_redteam=4", "prompts.n_helpful=3", "prompts.n_overrefusal=2", "prompts.max_tokens=200",
+    "prompts.n_harmful=4", "prompts.n_benign=3", "prompts.n_over_refusal=2", "prompts.max_tokens=200",
     "revision.max_tokens=12",
     "revision.critique_tokens=8", "sft.helpful_tokens=12", "sft.max_length=1024", "feedback.max_tokens=10",
-    "feedback.exemplars=8", "feedback.check=2", "preference.max_length=1024", "preference.heldout=0.4",
-    "preference.mix=helpfulness",
-    "ppo.max_tokens=8", "ppo.boilerplate=0.5",
-    "evaluation.n_redteam=2", "evaluation.n_helpful=2", "evaluation.n_overrefusal=2", "evaluation.max_tokens=10",
+    "feedback.probe_pairs=8", "feedback.check=2", "preference.max_length=1024", "preference.heldout=0.4",
+    "preference.extra_comparisons=helpfulness",
+    "ppo.max_tokens=8", "ppo.boilerplate_penalty=0.5",
+    "evaluation.n_harmful=2", "evaluation.n_benign=2", "evaluation.n_over_refusal=2", "evaluation.max_tokens=10",
     "evaluation.draws=100",
 ]  # fmt: skip
 
@@ -674,13 +674,13 @@ def test_what_a_call_costs_once_is_not_counted_as_sampling(tiny, monkeypatch):
 def test_harmless_prompts_that_look_harmful_are_trained_on_like_helpful_ones(half):
     run = run_.Run(half[1], half[0], note=quiet)
     train = {p["id"]: p for p in artifacts.prompts_of(run, part="train")}
-    assert [p["kind"] for p in artifacts.harmless_prompts(run)] == ["helpful"] * 3 + ["overrefusal"] * 2
+    assert [p["kind"] for p in artifacts.harmless_prompts(run)] == ["benign"] * 3 + ["over_refusal"] * 2
     assert not {p["prompt"] for p in train.values()} & {p["prompt"] for p in artifacts.prompts_of(run, part="heldout")}
     answered = {row["id"].rpartition("-")[0] for row in Records(run.path("sft") / "helpful.jsonl")}
     assert answered == {p["id"] for p in artifacts.harmless_prompts(run)}
-    marks = {w: run_.constitution_of(half[0], w).fingerprint for w in ("harmless", "helpful")}
+    marks = {w: run_.constitution_of(half[0], w).fingerprint for w in KINDS}
     for row in Records(run.path("feedback") / "records.jsonl"):
-        assert row["constitution"] == marks["harmless" if row["kind"] == "redteam" else "helpful"]
+        assert row["constitution"] == marks["benign" if row["kind"] == "harmful" else "benign"]
 
 
 def test_revisions_are_compared_with_first_responses_once_and_in_either_order():
@@ -698,7 +698,7 @@ def test_revisions_are_compared_with_first_responses_once_and_in_either_order():
 def test_pairs_judged_in_advance_are_mixed_in(half):
     run = run_.Run(half[1], half[0], note=quiet)
     counts = run.done("preference")["counts"]
-    assert half[0].preference.mix == ("helpfulness",) and counts["written"] > 30
+    assert half[0].preference.extra_comparisons == ("helpfulness",) and counts["written"] > 30
     assert counts["by_ai"] == len(Records(run.path("feedback") / "records.jsonl"))
     heldout = {j["id"] for j in judge_pairs("helpfulness", "heldout")}
     assert heldout and not heldout & {r["id"] for r in written_comparisons("helpfulness")}
@@ -724,15 +724,15 @@ def test_a_run_takes_the_judges_of_the_package_or_fits_its_own(tmp_path, monkeyp
     from cai_nb.judge import Judges, read_pairs
 
     recipe, lm = load_recipe("laptop"), LanguageModel.load()
-    run = run_.Run(tmp_path, recipe, note=quiet, cache={"start": lm})
+    run = run_.Run(tmp_path, recipe, note=quiet, cache={"initial": lm})
     monkeypatch.setattr(Judges, "fit", lambda lm, pairs, **settings: ("fitted", len(pairs)))
     judges = artifacts.judges_of(run, "judge")
     for kind, judge in judges.each.items():  # what they hold of a pair is what this model makes of its texts
         known = {p["id"]: p for p in artifacts.judge_training_pairs(recipe, "judge") if p["kind"] == kind}
         x = read_pairs(lm, [known[n["id"]] for n in judge.names[:4]], judge.layers)
         assert abs((x[:, 0] - x[:, 1]) / judge.std - judge.shown[:4]).mean() < 0.03
-    for change in ("feedback.exemplars=100", "constitution.harmless={harmlessness: 1}"):
-        other = run_.Run(tmp_path, load_recipe("laptop", sets=[change]), note=quiet, cache={"start": lm})
+    for change in ("feedback.probe_pairs=100", "constitution.harmful_prompts={harmlessness: 1}"):
+        other = run_.Run(tmp_path, load_recipe("laptop", sets=[change]), note=quiet, cache={"initial": lm})
         fitted = artifacts.judges_of(other, "train")
         assert fitted[0] == "fitted" and fitted[1] > 90
 
@@ -741,7 +741,7 @@ def test_judges_of_the_package_are_examined_once_and_others_in_each_run(tmp_path
     from cai_nb.judge import Judge
 
     lm = LanguageModel.load()
-    run = run_.Run(tmp_path, load_recipe("laptop"), note=quiet, cache={"start": lm})
+    run = run_.Run(tmp_path, load_recipe("laptop"), note=quiet, cache={"initial": lm})
     found = artifacts.make_evaluation_judges(run)
     known = {question: judges["probe"].report["heldout"] for question, judges in found.items()}
     held = artifacts.heldout_pairs(run.recipe, "helpfulness")
@@ -751,7 +751,7 @@ def test_judges_of_the_package_are_examined_once_and_others_in_each_run(tmp_path
     monkeypatch.setattr(Judge, "score", lambda *args: pytest.fail("read again"))
     for question, judges in found.items():
         assert artifacts.check(run, question, judges["probe"]) == known[question]["right"]
-        assert artifacts.check(run, question, judges["checks"]) != known[question]["right"]
+        assert artifacts.check(run, question, judges["rules"]) != known[question]["right"]
     with monkeypatch.context() as m:
         m.setattr(artifacts, "heldout_pairs", lambda recipe, question: held[:20])
         with pytest.raises(pytest.fail.Exception, match="read again"):

@@ -127,8 +127,8 @@ def test_an_exported_model_loads_with_plain_transformers(folder, tmp_path):
 
 def two_kinds(n=16):
     "On harmful prompts the `Yes` is better, on harmless ones the `no`: one score cannot have it both ways"
-    rows = [{**comparison(i, 0.9), "kind": "redteam"} for i in range(n)]
-    other = [{**comparison(i, 0.9, good="no", bad="Yes. Gladly!"), "kind": "helpful"} for i in range(100, 100 + n)]
+    rows = [{**comparison(i, 0.9), "kind": "harmful"} for i in range(n)]
+    other = [{**comparison(i, 0.9, good="no", bad="Yes. Gladly!"), "kind": "benign"} for i in range(100, 100 + n)]
     return rows + other
 
 
@@ -139,7 +139,7 @@ def test_a_score_for_each_kind_of_prompt(folder, tmp_path):
     settings = PreferenceSettings(learning_rate=1e-3, epochs=1, lora_rank=4, batch_size=4)
     found = {h: train_preference_model(folder, rows, tmp_path / h, PreferenceSettings(**{**vars(settings), "heads": h}))
              for h in ("kind", "one")}
-    assert found["kind"]["heads"] == ("harmful", "harmless") and found["one"]["heads"] == ("all",)
+    assert found["kind"]["heads"] == ("harmful", "benign") and found["one"]["heads"] == ("all",)
     assert found["kind"]["agreement"] == 1
     # one score may agree as often, since the kind can be read off the prompt; but it learns that more slowly
     assert found["kind"]["cross_entropy"] + 0.03 < found["one"]["cross_entropy"]
@@ -155,11 +155,11 @@ def test_a_score_for_each_kind_of_prompt(folder, tmp_path):
             scorer.score(chosen, bad)
     scorer.export(out)
     plain, tokenizer = AutoModelForSequenceClassification.from_pretrained(out).eval(), AutoTokenizer.from_pretrained(out)
-    assert plain.config.label2id == {"harmful": 0, "harmless": 1}
+    assert plain.config.label2id == {"harmful": 0, "benign": 1}
     with torch.no_grad():
         both = plain(torch.tensor([encode_dialogue(chosen[0], tokenizer)])).logits[0].tolist()
     offset = scorer.mean / scorer.std
-    assert both - offset == pytest.approx([scorer.score(chosen[:1], [k])[0] for k in ("redteam", "helpful")], abs=1e-3)
+    assert both - offset == pytest.approx([scorer.score(chosen[:1], [k])[0] for k in ("harmful", "benign")], abs=1e-3)
 
 
 def test_one_kind_of_prompt_needs_no_kinds(folder, tmp_path):

@@ -20,9 +20,9 @@ from hypothesis import strategies as st
 from cai_nb.constitution import near_duplicates, similarity
 from cai_nb.dialogue import CaiError
 from cai_nb.prompts import PromptError, deduplicate, load_prompts, split_prompts
-from cai_nb.records import RecordError, Records, iter_jsonl, read_jsonl
+from cai_nb.records import prompt_group, RecordError, Records, iter_jsonl, read_jsonl
 
-BUNDLED = ("redteam", "helpful", "overrefusal")
+BUNDLED = ("harmful", "benign", "over_refusal")
 
 
 @pytest.fixture
@@ -38,14 +38,14 @@ def write(tmp_path):
 
 
 @pytest.mark.parametrize("name, least, categories", [
-    ("redteam", 300, 16), ("helpful", 200, 10), ("overrefusal", 50, 6)])
+    ("harmful", 300, 16), ("benign", 200, 10), ("over_refusal", 50, 6)])
 def test_bundled_prompts_hold_what_was_promised(name, least, categories):
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # no duplicates among them
         records = load_prompts(name)
     assert len(records) >= least and len(deduplicate(records)) == len(records)
-    assert all(set(r) == {"id", "prompt", "category", "kind"} and all(r.values()) for r in records)
-    assert {r["kind"] for r in records} == {name} and len({r["id"] for r in records}) == len(records)
+    assert all(set(r) - {"over_refusal"} == {"id", "prompt", "category", "kind"} and all(r.values()) for r in records)
+    assert {prompt_group(r) for r in records} == {name} and len({r["id"] for r in records}) == len(records)
     per_category = Counter(r["category"] for r in records)
     assert len(per_category) >= categories and min(per_category.values()) >= 5
     openings = Counter(" ".join(r["prompt"].split()[:2]).lower() for r in records)
@@ -59,12 +59,12 @@ def test_no_prompt_stands_in_two_bundled_sets():
 
 
 def test_a_larger_limit_holds_the_smaller_one_and_the_seed_matters():
-    sizes = [load_prompts("redteam", limit=n) for n in (4, 32, 100)]
+    sizes = [load_prompts("harmful", limit=n) for n in (4, 32, 100)]
     for small, large in zip(sizes, sizes[1:]):
         assert all(r in large for r in small)
     assert len({r["category"] for r in sizes[1]}) > 8  # not the beginning of a sorted file
-    assert load_prompts("redteam", limit=32, seed=1) != sizes[1]
-    assert load_prompts("redteam", limit=10**6) == load_prompts("redteam")
+    assert load_prompts("harmful", limit=32, seed=1) != sizes[1]
+    assert load_prompts("harmful", limit=10**6) == load_prompts("harmful")
 
 
 # ---------------------------------------------------------------- files
@@ -92,9 +92,9 @@ def test_the_forms_of_the_worlds_data_sets(write, row, prompt):
 
 
 def test_ids_categories_and_kinds_are_kept(write):
-    row = {"id": 7, "prompt": "Hi", "category": "greeting", "kind": "redteam", "more": 1}
+    row = {"id": 7, "prompt": "Hi", "category": "greeting", "kind": "harmful", "more": 1}
     assert load_prompts(write("x.jsonl", json.dumps(row))) == \
-        [{"id": "7", "prompt": "Hi", "category": "greeting", "kind": "redteam"}]
+        [{"id": "7", "prompt": "Hi", "category": "greeting", "kind": "harmful"}]
 
 
 def test_duplicates_are_dropped_and_counted(write):
@@ -119,9 +119,9 @@ def test_a_wrong_file_is_named_with_its_line(write, name, content, says):
 
 
 @pytest.mark.parametrize("name, says", [
-    ("redtaem", 'did you mean "redteam"'), ("prompts.csv", r"ends in .jsonl or .txt"),
+    ("harmfull", 'did you mean "harmful"'), ("redteam", 'is called "harmful" now'), ("prompts.csv", r"ends in .jsonl or .txt"),
     ("no/such.jsonl", "no such file"), (None, "by name or file"), ("hub:", "no data set"),
-    ("hub:name", "no data set"), ("", "Known: helpful")])
+    ("hub:name", "no data set"), ("", "Known: benign")])
 def test_an_unknown_name_is_told_what_there_is(name, says):
     with pytest.raises(PromptError, match=says):
         load_prompts(name)
@@ -130,7 +130,7 @@ def test_an_unknown_name_is_told_what_there_is(name, says):
 @pytest.mark.parametrize("limit", [0, -1, 2.5, True, "3"])
 def test_a_limit_is_a_number_of_prompts(limit):
     with pytest.raises(PromptError, match="limit"):
-        load_prompts("redteam", limit=limit)
+        load_prompts("harmful", limit=limit)
 
 
 # ---------------------------------------------------------------- the hub
@@ -158,8 +158,8 @@ def test_red_team_attempts_and_preferences_of_hh_rlhf(hub):
     hub["Anthropic/hh-rlhf", None, "test"] = [
         {"chosen": "\n\nHuman: Hi\n\nAssistant: Yes.", "rejected": "\n\nHuman: Hi"}]
     assert load_prompts("hub:Anthropic/hh-rlhf/red-team-attempts") == [
-        {"id": "hh-rlhf-000000", "prompt": "How do I?", "category": "Theft", "kind": "redteam"},
-        {"id": "hh-rlhf-000001", "prompt": "And now?", "category": "", "kind": "redteam"}]
+        {"id": "hh-rlhf-000000", "prompt": "How do I?", "category": "Theft", "kind": "harmful"},
+        {"id": "hh-rlhf-000001", "prompt": "And now?", "category": "", "kind": "harmful"}]
     assert [r["prompt"] for r in load_prompts("hub:Anthropic/hh-rlhf:test")] == ["Hi"]
 
 
@@ -236,9 +236,9 @@ def test_the_split_depends_on_content_not_on_order_nor_on_what_else_is_there():
 
 
 def test_a_sample_of_the_bundled_prompts_is_split_as_the_whole():
-    whole = {r["id"] for r in split_prompts(load_prompts("redteam"))[1]}
-    part = {r["id"] for r in split_prompts(load_prompts("redteam", limit=100))[1]}
-    assert part and part == whole & {r["id"] for r in load_prompts("redteam", limit=100)}
+    whole = {r["id"] for r in split_prompts(load_prompts("harmful"))[1]}
+    part = {r["id"] for r in split_prompts(load_prompts("harmful", limit=100))[1]}
+    assert part and part == whole & {r["id"] for r in load_prompts("harmful", limit=100)}
     assert 0.18 < len(whole) / 320 < 0.32
 
 

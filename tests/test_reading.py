@@ -11,7 +11,7 @@ from cai_nb.dialogue import CaiError
 from cai_nb.reading import blind, compare_runs, comparison_text, models_of, read_prompts, unblind, write_samples
 
 
-def answers(path, models=("start", "rl-cai", "sl-cai"), n=12, text="{m} says {i}"):
+def answers(path, models=("initial", "rl-cai", "sl-cai"), n=12, text="{m} says {i}"):
     rows = [{"prompt": f"Question {i}?", "model": m, "completion": text.format(m=f"<{'abc'[k]}>", i=i), "seed": 0}
             for i in range(n) for k, m in enumerate(models)]
     path.write_text("".join(json.dumps(r) + "\n" for r in rows))
@@ -19,13 +19,13 @@ def answers(path, models=("start", "rl-cai", "sl-cai"), n=12, text="{m} says {i}
 
 
 def test_prompts_come_from_sets_text_and_json(tmp_path):
-    assert {p["kind"] for p in read_prompts("overrefusal")} == {"overrefusal"}
+    assert {p["kind"] for p in read_prompts("over_refusal")} == {"over_refusal"}
     (tmp_path / "a.txt").write_text("one\n\n two \n", encoding="utf-8")
     assert [p["prompt"] for p in read_prompts(tmp_path / "a.txt")] == ["one", "two"]
     talk = [{"role": "user", "content": "hi"}]
-    (tmp_path / "b.jsonl").write_text(json.dumps("one") + "\n" + json.dumps({"id": "x", "kind": "redteam", "prompt": talk}) + "\n")
+    (tmp_path / "b.jsonl").write_text(json.dumps("one") + "\n" + json.dumps({"id": "x", "kind": "harmful", "prompt": talk}) + "\n")
     rows = read_prompts(tmp_path / "b.jsonl")
-    assert rows[0]["prompt"] == "one" and rows[1] == {"id": "x", "kind": "redteam", "category": "", "prompt": talk}
+    assert rows[0]["prompt"] == "one" and rows[1] == {"id": "x", "kind": "harmful", "category": "", "prompt": talk}
     assert len({p["id"] for p in rows}) == 2
 
 
@@ -39,7 +39,7 @@ def test_prompts_that_are_none(tmp_path, text, words):
 def test_samples_are_one_line_a_prompt_and_model_and_repeat_themselves(tmp_path):
     model = tiny_folder(tmp_path / "tiny")
     for name in ("a", "b"):
-        assert write_samples([str(model)], read_prompts("helpful")[:3], tmp_path / name, max_tokens=4, samples=2, seed=5) == 6
+        assert write_samples([str(model)], read_prompts("benign")[:3], tmp_path / name, max_tokens=4, samples=2, seed=5) == 6
     assert (tmp_path / "a").read_text() == (tmp_path / "b").read_text()
     rows = [json.loads(line) for line in (tmp_path / "a").read_text().splitlines()]
     assert all({"prompt", "model", "completion", "seed"} <= set(r) and r["seed"] == 5 and isinstance(r["prompt"], str) for r in rows)
@@ -48,7 +48,7 @@ def test_samples_are_one_line_a_prompt_and_model_and_repeat_themselves(tmp_path)
 
 def test_a_run_stands_for_its_policies(tmp_path):
     run = make_run(tmp_path / "one", stages=3)
-    assert list(models_of([str(run)])) == ["start", "sl-cai"]
+    assert list(models_of([str(run)])) == ["initial", "sl-cai"]
     assert list(models_of([f"{run}:sl-cai"])) == ["sl-cai"]
     other = make_run(tmp_path / "two", stages=6)
     assert list(models_of([f"{run}:sl-cai", f"{other}:rl-cai", "default"])) == ["one:sl-cai", "two:rl-cai", "default"]
@@ -59,8 +59,8 @@ def test_a_run_stands_for_its_policies(tmp_path):
 def test_a_sheet_hides_the_models_and_its_key_brings_them_back(tmp_path):
     sheet, key, marks = blind(answers(tmp_path / "a.jsonl", text="answer {i}"), seed=2)
     page, keys = sheet.read_text(), json.loads(key.read_text())
-    assert not any(m in page for m in ("start", "sl-cai", "rl-cai"))
-    places = {m: {r["letter"] for r in keys if r["model"] == m} for m in ("start", "sl-cai", "rl-cai")}
+    assert not any(m in page for m in ("initial", "sl-cai", "rl-cai"))
+    places = {m: {r["letter"] for r in keys if r["model"] == m} for m in ("initial", "sl-cai", "rl-cai")}
     assert all(letters == {"A", "B", "C"} for letters in places.values())  # no letter gives a model away
     assert [r["number"] for r in keys if r["letter"] == "A"] == list(range(1, 13))
     rows = {(r["number"], r["model"]): r["letter"] for r in keys}
@@ -71,7 +71,7 @@ def test_a_sheet_hides_the_models_and_its_key_brings_them_back(tmp_path):
             out.writerow([n, rows[n, "rl-cai"] if n < 9 else rows[n, "rl-cai"] + rows[n, "sl-cai"].lower() if n < 11 else ""])
     found = {(r["a"], r["b"]): r for r in unblind(key, marks)}
     assert found["sl-cai", "rl-cai"]["win"].mean == pytest.approx(0.1) and found["sl-cai", "rl-cai"]["prompts"] == 10
-    assert found["start", "rl-cai"]["win"].mean == 0 and found["start", "sl-cai"]["prompts"] == 2
+    assert found["initial", "rl-cai"]["win"].mean == 0 and found["initial", "sl-cai"]["prompts"] == 2
     again = blind(tmp_path / "a.jsonl", seed=2)
     assert again[0].read_text() == page and "," in marks.read_text().splitlines()[1][1:]  # marks are not overwritten
     assert marks.read_text().count("\n") == 13 and rows[1, "rl-cai"] in marks.read_text()
@@ -99,7 +99,7 @@ def test_answers_without_a_model_are_refused(tmp_path):
 
 
 def test_two_runs_are_compared_prompt_by_prompt(tmp_path):
-    a, b = make_run(tmp_path / "a"), make_run(tmp_path / "b", sets=["ppo.kl=0.2"])
+    a, b = make_run(tmp_path / "a"), make_run(tmp_path / "b", sets=["ppo.kl_coef=0.2"])
     path = b / "6-evaluation" / "records.jsonl"
     rows = [{**json.loads(line), "sample": 0} for line in path.read_text().splitlines()]
     for r in rows:
@@ -109,12 +109,12 @@ def test_two_runs_are_compared_prompt_by_prompt(tmp_path):
     other = a / "6-evaluation" / "records.jsonl"
     other.write_text("".join(json.dumps({**json.loads(line), "sample": 0}) + "\n" for line in other.read_text().splitlines()))
     found = compare_runs(a, b)
-    assert found["recipe"] == [{"key": "ppo.kl", "a": 0.05, "b": 0.2}]
+    assert found["recipe"] == [{"key": "ppo.kl_coef", "a": 0.05, "b": 0.2}]
     length = [r for r in found["answers"] if r["measure"] == "length"]
     assert length and all(r["b − a"].mean == r["b − a"].low == 5 for r in length)
-    assert all(r["b − a"].mean == 0 for r in compare_runs(a, b, "start")["answers"])
+    assert all(r["b − a"].mean == 0 for r in compare_runs(a, b, "initial")["answers"])
     text = comparison_text(a, b)
-    assert "ppo.kl" in text and "length" in text and "no difference" not in text
+    assert "ppo.kl_coef" in text and "length" in text and "no difference" not in text
     assert "no difference that could change a result" in comparison_text(a, a)
     with pytest.raises(CaiError, match="no run with an evaluation"):
         compare_runs(a, tmp_path)

@@ -8,10 +8,10 @@ from cai_nb.model import LanguageModel
 from cai_nb.records import Records
 from cai_nb.revision import (
     RevisionConfig, RevisionError, best_of, critique_messages, flags, pick_exemplars, revise, revision_messages,
-    summarise, trace_html, warmup_examples,
+    summarise, trace_html, critic_examples,
 )
 
-PROMPTS = [{"id": f"q{i}", "prompt": f"Question number {i}?", "kind": "redteam", "category": "x"} for i in range(5)]
+PROMPTS = [{"id": f"q{i}", "prompt": f"Question number {i}?", "kind": "harmful", "category": "x"} for i in range(5)]
 SMALL = RevisionConfig(rounds=2, max_tokens=6, critique_tokens=5, block=2)
 
 
@@ -60,7 +60,7 @@ def test_held_out_exemplars_are_neither_shown_nor_learnt(harmless):
     train = {e.id for _, e in harmless.exemplars("train")}
     for p in harmless:
         assert {e.id for e in pick_exemplars(p, "How do I steal a car?", 99)} <= train
-    assert {e["id"] for e in warmup_examples(harmless)} == train
+    assert {e["id"] for e in critic_examples(harmless)} == train
 
 
 def test_every_flag_is_raised_by_what_it_names():

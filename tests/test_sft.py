@@ -10,7 +10,7 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 import cai_nb.sft
 from cai_nb.dialogue import assistant, user
 from cai_nb.model import LanguageModel
-from cai_nb.sft import SFTSettings, TrainingError, encode_example, finetune, add_completion_logprob_forward, sft_examples, training_rows, warm_up
+from cai_nb.sft import SFTSettings, TrainingError, encode_example, finetune, add_completion_logprob_forward, sft_examples, training_rows, finetune_critic
 
 EXAMPLES = [{"prompt": [user(f"Say {w}")], "completion": [assistant(f"Yes, {w}!")]}
             for w in ("tea", "rain", "moss", "bread")]
@@ -101,7 +101,7 @@ def test_flagged_steps_and_long_examples_stay_out():
 
 
 def test_a_warmed_up_critic_comes_with_its_card(folder, tmp_path):
-    warm_up(folder, EXAMPLES, tmp_path/"critic", {"tiny": "abc"}, SFTSettings(epochs=1))
+    finetune_critic(folder, EXAMPLES, tmp_path/"critic", {"tiny": "abc"}, SFTSettings(epochs=1))
     files = {p.name for p in (tmp_path/"critic").iterdir()}
     assert files == {"adapter_model.safetensors", "adapter_config.json", "metrics.json", "README.md"}
     assert json.loads((tmp_path/"critic"/"metrics.json").read_text())["constitutions"] == {"tiny": "abc"}

@@ -1,11 +1,16 @@
 "The modules depend on each other in reading order only, and a stage knows no other stage: they meet in records."
 
 import ast
+import importlib
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+
+import cai_nb
 
 ROOT = Path(__file__).resolve().parent.parent
 STAGES = {"revision", "sft", "feedback", "preference", "ppo", "evaluation"}
@@ -14,10 +19,10 @@ STAGES = {"revision", "sft", "feedback", "preference", "ppo", "evaluation"}
 def places():
     "module -> number of the notebook that exports it (10, 10 and 10d are parts of one chapter)."
     found = {}
-    for path in sorted((ROOT / "nbs").glob("[0-9]*.ipynb")):
+    for path in sorted((ROOT / "nbs").glob("[0-9A]*.ipynb")):
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
         for name in re.findall(r"^#\|\s*default_exp\s+(\S+)", "\n".join("".join(c["source"]) for c in cells), re.M):
-            found[name] = re.match(r"\d+[a-z]?", path.name)[0]
+            found[name] = re.match(r"\d+[a-z]?|A\d", path.name)[0]
     return found
 
 
@@ -46,7 +51,40 @@ def test_imports_point_to_what_was_read_before(module):
     assert not wrong, f"cai_nb.{module} imports {', '.join(sorted(wrong))}"
 
 
-def test_init_holds_the_version_and_nothing_else():
-    body = ast.parse((ROOT / "cai_nb" / "__init__.py").read_text(encoding="utf-8")).body
-    code = [node for node in body if not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant))]
-    assert len(code) == 1 and ast.unparse(code[0]).startswith("__version__ = ")
+def test_the_package_offers_its_api_and_loads_no_torch():
+    code = ("import sys, time; begin = time.perf_counter(); import cai_nb; took = time.perf_counter() - begin\n"
+            "assert took < 1 and 'torch' not in sys.modules and 'numpy' not in sys.modules, took\n"
+            "assert len(cai_nb.__all__) <= 60 and set(cai_nb.__all__) <= set(dir(cai_nb))\n"
+            "for name in cai_nb.__all__: getattr(cai_nb, name)")
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=120)
+
+
+def test_what_the_package_offers_is_public_where_it_is_defined():
+    for module, names in cai_nb._MODULES.items():
+        exported = importlib.import_module(f"cai_nb.{module}").__all__
+        assert set(names.split()) <= set(exported), module
+    assert not set(cai_nb.__all__) & set(cai_nb._MODULES)  # a module's name would hide what has the same name
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="Constitutions"):
+        cai_nb.Constitutions
+
+
+def constants(pattern):
+    "{name: modules that assign it}, of the modules' top-level constants that match"
+    found = {}
+    for path in sorted((ROOT / "cai_nb").glob("*.py")):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            for target in node.targets if isinstance(node, ast.Assign) else ():
+                if isinstance(target, ast.Name) and re.fullmatch(pattern, target.id):
+                    found.setdefault(target.id, []).append(path.stem)
+    return found
+
+
+def test_kinds_of_prompts_are_defined_once():
+    assert constants("KINDS|GROUPS|QUESTIONS|POLICIES") == {
+        "KINDS": ["records"], "GROUPS": ["records"], "QUESTIONS": ["records"], "POLICIES": ["run"]}
+    for path in sorted((ROOT / "cai_nb").glob("*.py")):  # no second vocabulary
+        old = re.findall(r"[\"'](redteam|overrefusal|harmless|helpful)[\"']", path.read_text(encoding="utf-8"))
+        assert not old or path.stem in ("records", "recipe", "prompts", "feedback"), f"{path.name}: {sorted(set(old))}"  # they translate; hh-rlhf has folders of these names

@@ -267,7 +267,7 @@ def test_both_sliders_move_picture_numbers_and_words():
 def run_folder(tmp_path_factory):
     "A finished run of three tiny models"
     place = tmp_path_factory.mktemp("chat")
-    start = tiny.tiny_folder(place / "start")
+    start = tiny.tiny_folder(place / "initial")
     folder = fake_run.make_run(place / "run", sets=[f"model.name={start}", "sft.lora_rank=0", "ppo.lora_rank=0"])
     for seed, stage in enumerate(("2-sft", "5-ppo"), 1):
         tiny.tiny_folder(folder / stage / "model", seed=seed)
@@ -281,7 +281,7 @@ def test_three_models_answer_side_by_side_with_the_same_seed(run_folder, monkeyp
     [(asked, said)] = ui.turns
     assert asked == "What is rain?" and list(said) == ["Start", "SL-CAI", "RL-CAI"] and ui.text.value == ""
     assert len(set(said.values())) == 3
-    for title, folder in (("Start", run_folder.parent / "start"), ("RL-CAI", run_folder / "5-ppo" / "model")):
+    for title, folder in (("Start", run_folder.parent / "initial"), ("RL-CAI", run_folder / "5-ppo" / "model")):
         alone = LanguageModel.load(str(folder)).sample([[fake_run.user(asked)]], max_tokens=6, temperature=0.7, seed=0)[0]
         assert said[title] == alone.text + ("" if alone.finished else " …")
     asked_of, sample = [], LanguageModel.sample

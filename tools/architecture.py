@@ -34,7 +34,7 @@ STYLE = """
 LEFT, MIDDLE, RIGHT = 20, 335, 650
 ROWS = [20 + 112 * i for i in range(7)]
 BOXES = {  # name -> (kind, x, y, first line, second line)
-    "prompts": ("input", LEFT, ROWS[0], "prompts.jsonl", "redteam, helpful, overrefusal"),
+    "prompts": ("input", LEFT, ROWS[0], "prompts.jsonl", "harmful, benign, over_refusal"),
     "constitution": ("input", RIGHT, ROWS[0], "constitutions", "principles, exemplars, judged pairs"),
     "revision": ("stage", MIDDLE, ROWS[1], "1 revision", "answer, critique, revision"),
     "revisions": ("records", LEFT, ROWS[1], "revision records", "1-revision/records.jsonl"),

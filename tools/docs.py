@@ -31,7 +31,7 @@ from readme import LINK, joined, split_directives  # noqa: E402
 
 # The sidebar: the number that a notebook's name begins with says which group it is in.
 GROUPS = {"Groundwork": range(0, 4), "Supervised stage": range(4, 6), "RL stage": range(6, 9), "Outcome": range(9, 10),
-          "Running it": range(10, 13), "Exercises": range(13, 100)}  # fmt: skip
+          "Running it": (10, 11, 12, 15), "Exercises": (13, 14), "Appendix": ("A",)}  # fmt: skip
 PROJECT = "Course and project"  # docs/*.md, and these two
 TOP = ("CONTRIBUTING.md", "CHANGELOG.md")
 WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -41,7 +41,13 @@ WIDGET = "application/vnd.jupyter.widget-view+json"
 
 def notebooks(root=ROOT):
     "Notebooks in reading order, without the index."
-    return [path for path in sorted((root / "nbs").glob("[0-9]*.ipynb"))]
+    return [path for path in sorted((root / "nbs").glob("[0-9A]*.ipynb"))]
+
+
+def group_of(path):
+    "The number that a notebook's name begins with; the appendices (A1, A2) have a letter."
+    number = re.match(r"\d+|A", path.stem)[0]
+    return number if number == "A" else int(number)
 
 
 def markdown_pages(root=ROOT):
@@ -61,7 +67,8 @@ def title_of(path):
 def public_names(root=ROOT):
     "module -> {name: 'function', 'class' or 'data'}, as each module's __all__ lists them."
     found = {}
-    for path in sorted((root / "cai_nb").glob("*.py")):
+    package = root / "cai_nb"
+    for path in sorted([*package.glob("*.py"), *package.glob("course/*.py")]):
         if path.stem in ("__init__", "_modidx"):
             continue
         tree = ast.parse(path.read_text(encoding="utf-8"))
@@ -70,8 +77,13 @@ def public_names(root=ROOT):
         for node in tree.body:
             if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "__all__":
                 if names := ast.literal_eval(node.value):
-                    found[path.stem] = {name: kinds.get(name, "data") for name in names}
+                    found[".".join(path.relative_to(package).with_suffix("").parts)] = {name: kinds.get(name, "data") for name in names}
     return found
+
+
+def source_of(module):
+    "The file of a module, from the root."
+    return f"cai_nb/{module.replace('.', '/')}.py"
 
 
 def module_of(path):
@@ -91,7 +103,7 @@ class Stage:
         self.modules = {path.name: module_of(path) for path in notebooks(root)}
         self.pages = {"README.md": "index", "nbs/index.ipynb": "index"}
         self.pages |= {path.relative_to(root).as_posix(): path.stem for path in [*notebooks(root), *markdown_pages(root)]}
-        self.pages |= {f"cai_nb/{module}.py": f"api/{module}" for module in self.names}
+        self.pages |= {source_of(module): f"api/{module}" for module in self.names}
         self.symbols = set()  # in formulas
         self.taught = {}  # full name -> label of the cell that exports it
 
@@ -116,7 +128,7 @@ class Stage:
 
         trees = []
         for caption, numbers in GROUPS.items():
-            found = [path for path in notebooks(self.root) if int(re.match(r"\d+", path.stem)[0]) in numbers]
+            found = [path for path in notebooks(self.root) if group_of(path) in numbers]
             trees.append(tree(caption, [f"{path.stem.split('_')[0]} {title_of(path)} <{path.stem}>" for path in found]))
         trees.append(tree(PROJECT, [path.stem for path in markdown_pages(self.root)]))
         return "\n\n".join([*trees, tree("Reference", ["api/index"])])
@@ -213,7 +225,7 @@ class Stage:
         home = {module: path for path in notebooks(self.root) if (module := module_of(path))}
         for module in order:
             names = self.names[module]
-            about = (ast.get_docstring(ast.parse((self.root / "cai_nb" / f"{module}.py").read_text(encoding="utf-8"))) or "").strip()
+            about = (ast.get_docstring(ast.parse((self.root / source_of(module)).read_text(encoding="utf-8"))) or "").strip()
             title = f"cai_nb.{module}".replace("_", "\\_")
             page = [title, "=" * len(title), "", rst(about), ""]
             if module in home:
@@ -258,7 +270,7 @@ def rst(text):
 
 def comment_on(module, name):
     "The comment behind (or, failing that, above) the assignment of a module's constant."
-    source = (ROOT / "cai_nb" / f"{module}.py").read_text(encoding="utf-8")
+    source = (ROOT / source_of(module)).read_text(encoding="utf-8")
     for node in ast.parse(source).body:
         if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == name:
             tokens = tokenize.generate_tokens(io.StringIO("\n".join(source.split("\n")[node.lineno - 1:node.lineno]) + "\n").readline)

@@ -15,7 +15,7 @@ from collections import Counter
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-PROMPTS = ("redteam", "helpful", "overrefusal")
+PROMPTS = ("harmful", "benign", "over_refusal")
 CONSTITUTIONS = ("harmlessness", "anti-overreaction", "helpfulness")
 SPLITS = ("train", "judge", "heldout")
 
@@ -68,7 +68,7 @@ def constitution_tables():
                           share(sum(len(p.better) > len(p.worse) for p in judged), len(judged))))
         who, kind = Counter(p.source for p in judged), Counter(p.kind for p in judged)
         known = [who[source] for source in ("default-model", "default-model after SL-CAI", "default-model and written")]
-        sources.append((label, *known, kind["harmful"], kind["harmless"]))
+        sources.append((label, *known, kind["harmful"], kind["benign"]))
         assert sum(who.values()) == sum(known), "a source that the card does not know"
     categories = Counter(p.category for p in in_all(pairs)), Counter(e.category for e in in_all(exemplars))
     kinds = [(c, categories[1][c], n) for c, n in sorted(categories[0].items(), key=lambda row: (-row[1], row[0]))]
@@ -100,7 +100,7 @@ def minutes(text):
 def times():
     "{notebook's number: {file, title, read, run, words, exercises: [(difficulty, minutes)]}} as the notebooks state it; None: not stated."
     found = {}
-    for path in sorted((ROOT / "nbs").glob("[0-9]*.ipynb")):
+    for path in sorted((ROOT / "nbs").glob("[0-9A]*.ipynb")):
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
         texts = ["".join(c["source"]) for c in cells if c["cell_type"] == "markdown"]
         opening = " ".join(" ".join(texts[:3]).split())

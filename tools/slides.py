@@ -34,9 +34,9 @@ from pygments.lexers import PythonLexer
 ROOT = Path(__file__).resolve().parent.parent
 DECKS = {  # file -> (title, notebooks by their beginning)
     "supervised": ("From a written rule to SL-CAI", ("00_", "01_", "02_", "03_", "04_", "05_")),
-    "feedback": ("AI feedback and the preference model", ("06_", "06a_", "07_")),
-    "ppo": ("PPO: the arithmetic and the trainer", ("08_", "08a_")),
-    "outcome": ("Is it better? Evaluation, runs, figures, scale", ("09_", "10_", "11_", "12_")),
+    "feedback": ("AI feedback and the preference model", ("05a_", "06_", "06a_", "07_")),
+    "ppo": ("PPO: the arithmetic and the trainer", ("08_", "08a_", "08b_")),
+    "outcome": ("Is it better? Evaluation, runs, figures, scale", ("09_", "09a_", "10b_", "11_", "12_")),
 }
 CODE, OUTPUT, WIDE = 8, 9, 96  # lines of code, lines of output, characters a line
 ROOM = 16.8  # lines of text that a slide holds below its heading
@@ -438,7 +438,7 @@ def as_html(title, slides):
 def make(names, out):
     "Write a deck for each of `names`, a key of DECKS or the beginning of a notebook's name; {file: number of slides}."
     out.mkdir(parents=True, exist_ok=True)
-    books, made = sorted((ROOT / "nbs").glob("[0-9]*.ipynb")), {}
+    books, made = sorted((ROOT / "nbs").glob("[0-9A]*.ipynb")), {}
     for name in names:
         title, begins = DECKS.get(name, (None, (name,)))
         chosen = [path for begin in begins for path in books if path.name.startswith(begin)]

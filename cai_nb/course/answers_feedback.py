@@ -14,7 +14,7 @@ from .exercises import exercise
 # %% ../../nbs/13b_answers_feedback.ipynb #dc168913
 import itertools
 from types import SimpleNamespace
-from ..feedback import option_probs, comparison_record, ensemble, likelihood_contrast, position_bias
+from ..feedback import option_probs, comparison_record, ensemble, contrastive_log_likelihood, position_bias
 from ..stats import accuracy, fit_temperature, wilson
 from ..judge import Judge
 
@@ -37,7 +37,7 @@ def _p_a(logp): return _sigmoid(logp[:, 0] - logp[:, 1])
         lambda logp: _sigmoid((logp[0, 0] - logp[0, 1] + logp[1, 1] - logp[1, 0])/2)})
 def both_orders(logp):
     "P(first response is better), by `option_probs` of a model that says this"
-    return option_probs(SimpleNamespace(choose=lambda *args, **settings: np.asarray(logp)), [["own"], ["exchanged"]])[0][0]
+    return option_probs(SimpleNamespace(option_logprobs=lambda *args, **settings: np.asarray(logp)), [["own"], ["exchanged"]])[0][0]
 
 # %% ../../nbs/13b_answers_feedback.ipynb #cdb7a425
 def _label_inputs(rng):
@@ -92,12 +92,12 @@ class _OnePrinciple(dict): fingerprint = ""
         lambda x, n, scale: 1 - _from_contrast(x/n, scale),
     "the scale is missing: a difference in nats is not yet a log-odds that means what it says": lambda x, n, scale: _from_contrast(x/n, 1)})
 def contrast_label(logprob, tokens, scale):
-    "P(first response is better), by `likelihood_contrast` with a model that gives these scores"
+    "P(first response is better), by `contrastive_log_likelihood` with a model that gives these scores"
     said = [SimpleNamespace(per_token=s/n) for row in logprob for s, n in zip(row, tokens)]
     model = SimpleNamespace(id="", score=lambda *args, **settings: said)
     principle = SimpleNamespace(id="p", better="good", worse="bad")
     pair = {"id": "", "prompt": "", "responses": ["first", "second"], "principle": "p"}
-    return likelihood_contrast(model, [pair], _OnePrinciple(p=principle), scale=scale)[0]["p_first"]
+    return contrastive_log_likelihood(model, [pair], _OnePrinciple(p=principle), scale=scale)[0]["p_first"]
 
 # %% ../../nbs/13b_answers_feedback.ipynb #560f66bc
 def _share_inputs(rng): return (round(rng.uniform(.53, .68), 3),)
@@ -205,7 +205,7 @@ def because(d, shown, pull):
 
 # %% ../../nbs/13b_answers_feedback.ipynb #45183afa
 def _kind_inputs(rng):
-    p, kinds = np.concatenate([rng.uniform(.2, .95, 12).round(2), [.5]]), ["harmful"]*5 + ["harmless"]*7 + ["harmful"]
+    p, kinds = np.concatenate([rng.uniform(.2, .95, 12).round(2), [.5]]), ["harmful"]*5 + ["benign"]*7 + ["harmful"]
     p[[0, 1, 5, 6]] = .81, .33, .37, .64  # neither all right nor all wrong
     order = rng.permutation(13)
     return p[order], [kinds[k] for k in order]
@@ -293,8 +293,8 @@ def preference_calibration(p, label, bins):
 
 # %% ../../nbs/13b_answers_feedback.ipynb #de483784
 def _reward_inputs(rng):
-    kinds, new = rng.permutation(["harmful"]*5 + ["harmless"]*5), rng.permutation(["harmful"]*3 + ["harmless"]*3)
-    place = {"harmful": (1, .5), "harmless": (-2, 2)}
+    kinds, new = rng.permutation(["harmful"]*5 + ["benign"]*5), rng.permutation(["harmful"]*3 + ["benign"]*3)
+    place = {"harmful": (1, .5), "benign": (-2, 2)}
     return (*((np.array([rng.normal(*place[k]) for k in some]) + more).round(2) for some, more in ((kinds, 0), (new, 1))), kinds.tolist(), new.tolist())
 
 def _by(own, new, of, to, mean=np.mean, std=np.std):
@@ -308,9 +308,10 @@ def _by(own, new, of, to, mean=np.mean, std=np.std):
     "that is the deviation with n − 1; here it is the one with n": lambda own, new, of, to: _by(own, new, of, to, std=lambda x: np.std(x, ddof=1)),
     "the mean was not subtracted": lambda own, new, of, to: _by(own, new, of, to, mean=lambda x: 0)})
 def normalised_reward(own, new, own_kinds, new_kinds):
-    from cai_nb.preference import HEADS, PreferenceModel, nn
-    parts = [own[np.array(own_kinds) == k] for k in HEADS]
-    pm = PreferenceModel(nn.Identity(), None, [x.mean() for x in parts], [x.std() for x in parts], heads=HEADS)
+    from cai_nb.preference import PreferenceModel, nn
+    from cai_nb.records import KINDS
+    parts = [own[np.array(own_kinds) == k] for k in KINDS]
+    pm = PreferenceModel(nn.Identity(), None, [x.mean() for x in parts], [x.std() for x in parts], heads=KINDS)
     pm.logits = lambda *args: new  # in place of a network
     return pm.score(range(len(new)), new_kinds)
 

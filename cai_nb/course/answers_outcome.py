@@ -175,8 +175,8 @@ def _pieces_inputs(rng):
     "those are the pieces of all devices together: one device has its share alone":
         lambda batch, size, most: (d := largest_divisor(batch//size, most), batch//d),
     "one sequence at a time is always possible and always slow; take as many as fit": lambda batch, size, most: (1, batch//size)})
-def batch_pieces(batch, size, at_once):
-    piece = largest_divisor(batch//size, at_once)
+def batch_pieces(batch, size, micro_batch_size):
+    piece = largest_divisor(batch//size, micro_batch_size)
     return piece, batch//size//piece
 
 # %% ../../nbs/13d_answers_outcome.ipynb #4e0c98df
@@ -425,7 +425,7 @@ def typed_overrides(assignments, kinds): return _overrides(assignments, lambda k
 # %% ../../nbs/13d_answers_outcome.ipynb #355a2501
 def _flops_inputs(rng): return float(rng.integers(1, 80))*1e8, float(rng.integers(1, 90))*1e5, float(rng.integers(1, 90))*1e5
 
-@exercise("train_flops", "10_recipe", _flops_inputs, {
+@exercise("train_flops", "10a_plan", _flops_inputs, {
     "an adapter's backward pass is not free: the gradient passes through the frozen weights": lambda n, read, trained: (2*n*read + 6*n*trained, 2*n*(read + trained)),
     "an adapter needs no gradient of the frozen weights, which is a third of the work": lambda n, read, trained: (2*n*read + 6*n*trained,)*2,
     "reading is the forward pass alone": lambda n, read, trained: (6*n*(read + trained), 4*n*(read + trained)),
@@ -443,7 +443,7 @@ def _sampling_inputs(rng):
 
 def _sampled(n, cache, tokens, batches, step): return [tokens/b*step(2*n*b, 2*n + b*cache) for b in batches]
 
-@exercise("sampling_seconds", "10_recipe", _sampling_inputs, {
+@exercise("sampling_seconds", "10a_plan", _sampling_inputs, {
     "the three happen at the same time: the longest counts, not their sum": lambda n, c, t, bs, f, w, s: _sampled(n, c, t, bs, lambda a, m: a/f + m/w + s),
     "that is the arithmetic alone": lambda n, c, t, bs, f, w, s: _sampled(n, c, t, bs, lambda a, m: a/f),
     "a step makes a token for every sequence of the batch, so there are fewer steps than tokens":
@@ -459,7 +459,7 @@ def _crossover_inputs(rng):
     n, layers = float(rng.integers(60, 80))*1e8, int(rng.choice([28, 32, 36]))
     return n, layers, int(rng.choice([512, 1024])), int(rng.integers(200, 1500)), 2e12, float(rng.integers(7, 12))*1e-4
 
-@exercise("crossover", "10_recipe", _crossover_inputs, {
+@exercise("crossover", "10a_plan", _crossover_inputs, {
     "the weights are read in every step as well: take them off first": lambda n, layers, kv, length, w, s: layers*s*w/(length*4*layers*kv),
     "there is a key and a value, at two bytes each": lambda n, layers, kv, length, w, s: (layers*s*w - 2*n)/(length*2*layers*kv),
     "every token before has its key and value in the cache, not the last one alone": lambda n, layers, kv, length, w, s: (layers*s*w - 2*n)/(4*layers*kv),
@@ -612,7 +612,7 @@ def heavy_imports(source, heavy): return [h for h in heavy if h in _roots(_outsi
 
 # %% ../../nbs/13d_answers_outcome.ipynb #75565fc0
 def _sheet_inputs(rng):
-    models = ["start", "sl-cai", "rl-cai"]
+    models = ["initial", "sl-cai", "rl-cai"]
     answers = [{m: f"{word} {int(rng.integers(100))}" for m, word in zip(models, ("Sure:", "No, since", "Better:"))} for _ in range(4)]
     orders = [[models[i] for i in p] for p in ([0, 1, 2], [2, 0, 1], [1, 2, 0], rng.permutation(3).tolist())]
     return answers, [orders[i] for i in rng.permutation(4)]

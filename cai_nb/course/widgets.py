@@ -85,7 +85,7 @@ def known_principles(source=None):  # a run folder, whose own constitution then 
     if source and not isinstance(source, (list, tuple)) and (Path(source)/"recipe.yaml").is_file():
         from cai_nb.run import constitution_of
         from cai_nb.recipe import load_recipe
-        try: found |= {p.id: p for p in constitution_of(load_recipe(source), "harmless")}
+        try: found |= {p.id: p for p in constitution_of(load_recipe(source), "benign")}
         except CaiError: pass  # an unknown principle is then shown by its id
     return found
 
@@ -212,7 +212,7 @@ def constitution_editor(constitution="harmlessness",  # name, file or Constituti
             start = len(known)
             made = revise_twice(*models, asked.value.strip(), before, after if edited else before, config, tell, known)
             out.value = revisions_html(made, edited)
-            status.value = _says("Done." if len(known) > start else "Done; nothing had changed.")
+            status.value = _says("Done." if len(known) > initial else "Done; nothing had changed.")
     which.observe(take, "value"); reset.on_click(take); go.on_click(press); take()
     def still():
         words = {"Principle": which.label or "", "Critique request": critique.value, "Revision request": revision.value, "Prompt": asked.value}
