@@ -9,7 +9,7 @@ from setuptools import setup
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
-DATA = ("constitutions", "prompts", "recipes", "adapters")  # top-level folders -> cai_nb/_data/ in a wheel
+DATA = ("constitutions", "prompts", "recipes", "adapters", "templates")  # top-level folders -> cai_nb/_data/ in a wheel
 
 
 def read_settings():

@@ -22,8 +22,9 @@ from cai_nb.records import QUESTIONS
 from cai_nb.measures import refuses
 from cai_nb.stats import bootstrap
 from cai_nb.feedback import FeedbackError
-from cai_nb.figures import preference_of, probes
+from cai_nb.figures import probes
 from cai_nb.judge import Judges
+from cai_nb.preference import PreferenceModel
 from cai_nb.artifacts import get_model, prompts_of
 from cai_nb.run import Run
 from cai_nb.recipe import load_recipe
@@ -49,7 +50,8 @@ def main():
     )  # fmt: skip
     if not (run.path("feedback") / "judge" / "judges.json").exists():
         raise FeedbackError(f"{run.folder}: its labels were not made by a learnt judge (feedback.method).")
-    labels, scorer = Judges.load(run.path("feedback") / "judge", get_model(run, "initial", local=True)), preference_of(run)
+    labels = Judges.load(run.path("feedback") / "judge", get_model(run, "initial", local=True))
+    scorer = PreferenceModel.load(run.path("preference") / "model")
     rows, best = [], []
     for question, probe in probes(run).items():
         mine = [i for i, p in enumerate(asked) if p["kind"] == QUESTIONS[question]]

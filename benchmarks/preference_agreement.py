@@ -37,8 +37,9 @@ def ai_labels(run):
     sample_pairs(get_model(run, "sl-cai"), [{**p, "id": f"more-{p['id']}"} for p in prompts], max_tokens=64, temperature=0.8,
                  seed=1, records=pairs)  # fmt: skip
     label = labeller(run, run.path("feedback"))
-    for which, mine in by_constitution([p for p in pairs if p["id"] not in labels.ids]).items():
-        labels.extend(label(mine, constitution_of(run.recipe, which)))
+    for kind in KINDS:
+        mine = [p for p in pairs if p["id"] not in labels.ids and p["kind"] == kind]
+        labels.extend(label(mine, constitution_of(run.recipe, kind)))
     return [*(r for r in Records(run.path("feedback") / "records.jsonl") if r.get("source") != "revision"), *labels]
 
 

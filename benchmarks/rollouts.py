@@ -30,11 +30,11 @@ def rows_of(run, parts=3):
             if not mine:
                 continue
             reward = np.array([a["reward"] for a in mine])
-            refuses = np.array([refuses(a["prompt"][-1]["content"], a["completion"]) for a in mine])
+            refused = np.array([refuses(a["prompt"][-1]["content"], a["response"]) for a in mine])
             yield {"run": run.name, "rollouts": f"{part[0]}-{part[-1]}", "kind": kind, "answers": len(mine), "reward": float(reward.mean()),
-                   "kl": float(np.mean([a["kl"] for a in mine])), "refusal": float(refuses.mean()),
-                   "paid for refusing": float(reward[refuses].mean()) if refuses.any() else None,
-                   "for the others": float(reward[~refuses].mean()) if not refuses.all() else None}
+                   "kl": float(np.mean([a["kl"] for a in mine])), "refusal": float(refused.mean()),
+                   "paid for refusing": float(reward[refused].mean()) if refused.any() else None,
+                   "for the others": float(reward[~refused].mean()) if not refused.all() else None}
 
 
 def main():

@@ -18,20 +18,21 @@ import numpy as np
 from bench import show, write
 
 from cai_nb.dialogue import CaiError
-from cai_nb.evaluation import KINDS, RuleJudge, agreement, pairwise_prob, judgements
+from cai_nb.evaluation import RuleJudge, agreement, pairwise_prob, judgements
 from cai_nb.stats import bootstrap
 from cai_nb.figures import probes, records
 from cai_nb.judge import Judge
 from cai_nb.artifacts import JUDGE_LAYERS, layers_of, get_model
 from cai_nb.run import Run
 from cai_nb.recipe import load_recipe
+from cai_nb.records import QUESTIONS
 
 
 def answers(run, question, all_text=False):
     "{model: completion records} of a run on the question's prompts, in the same order"
     found = {}
     for r in records(run, "evaluation", "records.jsonl"):
-        if r["kind"] in KINDS[question]:
+        if r["kind"] == QUESTIONS[question]:
             found.setdefault(r["model"], []).append(r | {"completion": r["completion"] + r.get("cut", "") * all_text})
     return {m: sorted(rows, key=lambda r: (r["id"], r["sample"])) for m, rows in found.items()}
 

@@ -25,7 +25,7 @@ from pathlib import Path
 from . import __version__
 from .dialogue import CaiError, nearest, visible
 from .artifacts import critic_adapter, make_judges
-from .reading import answer, chat_models
+from .reading import model_loaders, respond
 from .run import STAGES, Run, RunError, fingerprints, machine, read_json
 from .stages import measure_machine, report, run_recipe
 from .plan import plan_text
@@ -251,7 +251,7 @@ def chat_command(args):
     if args.prompt is not None and not args.prompt.strip():
         raise RunError('the prompt is empty; write one: --prompt "How do I …?"')
     os.environ.setdefault("CAI_NB_QUIET", "1")
-    models = chat_models(args.target)
+    models = {name: load() for name, load in model_loaders([args.target]).items()}
     histories, turn = {title: [] for title in models}, 0
     width = shutil.get_terminal_size((100, 24)).columns
     if args.prompt is None:
@@ -266,7 +266,7 @@ def chat_command(args):
             continue
         if not text.strip():
             return 0
-        print(columns(answer(models, histories, text, args, turn), width), flush=True)
+        print(columns(respond(models, histories, text, args, turn), width), flush=True)
         turn += 1
         if args.prompt is not None:
             return 0

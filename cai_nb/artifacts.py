@@ -12,14 +12,13 @@ __all__ = ['JUDGE_LAYERS', 'select_prompts', 'longest_prompt', 'make_prompts', '
 # %% ../nbs/10c_artifacts.ipynb #f689be8d
 import hashlib
 import json
-import shutil
 from collections import Counter
 from pathlib import Path
 
 from .dialogue import CaiError
 from .plan import REQUEST
-from .records import KINDS, QUESTIONS, iter_jsonl
-from .run import RunError, constitution_of, checkpoint_paths, read_json, write_json
+from .records import KINDS, QUESTIONS, iter_jsonl, read_json, whole_folder, write_json, write_text
+from .run import RunError, constitution_of, checkpoint_paths
 
 # %% ../nbs/10c_artifacts.ipynb #ee4002c9
 def select_prompts(recipe, sources, train, heldout, about, fit):
@@ -93,10 +92,8 @@ def make_prompts(run):
         raise RunError(
             "no harmful prompt is left to train on; give more with prompts.harmful, or raise prompts.max_tokens"
         )
-    half = run.folder / "prompts.jsonl.part"
-    half.write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
     write_json(run.folder / "facts.json", {"model": lm.id, "prompts": len(rows), "left_out_as_too_long": long})
-    half.replace(run.folder / "prompts.jsonl")
+    write_text(run.folder / "prompts.jsonl", "".join(json.dumps(r) + "\n" for r in rows))
 
 
 def prompts_of(run, kind=None, part=None):
@@ -166,13 +163,8 @@ def make_critic(name, constitutions, marks, out, note):
     from cai_nb.sft import finetune_critic
 
     note(f"warm-up: the critic learns from the exemplars of {', '.join(marks)}; this is done once")
-    half = out.with_name(out.name + ".part")
-    shutil.rmtree(half, ignore_errors=True)
-    half.mkdir(parents=True)
-    finetune_critic(name, critic_examples(constitutions), half, marks)
-    if out.exists():
-        shutil.rmtree(out)
-    half.replace(out)
+    with whole_folder(out) as folder:
+        finetune_critic(name, critic_examples(constitutions), folder, marks)
     return out
 
 # %% ../nbs/10c_artifacts.ipynb #8e9f2be5

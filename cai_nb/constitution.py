@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SPLITS', 'NEAR', 'ConstitutionError', 'Exemplar', 'JudgedPair', 'Principle', 'digest', 'rng', 'plain', 'split_of',
-           'Constitution', 'Ensemble', 'shingles', 'similarity', 'near_duplicates', 'looks_like_refusal', 'audit']
+           'Constitution', 'Ensemble', 'shingles', 'similarity', 'near_duplicates', 'audit']
 
 # %% ../nbs/01_constitution.ipynb #e1281017
 import hashlib
@@ -21,6 +21,7 @@ import yaml
 
 from .dialogue import CaiError, Html, data_files, escape, from_paper, nearest, table_html, to_paper, user, visible
 from .records import KINDS
+from .text import refuses
 
 # %% ../nbs/01_constitution.ipynb #dd9036c2
 class ConstitutionError(CaiError):
@@ -712,19 +713,6 @@ def near_duplicates(
         found += zip(origin[b[near]].tolist(), origin[a[near]].tolist(), share[near].tolist())
     return sorted(found)
 
-# %% ../nbs/01_constitution.ipynb #7d7140a2
-_REFUSAL = re.compile(
-    r"\b(?:can(?:'|no)?t|can not|won't|will not|not (?:able|going|willing) to|unable to|not comfortable|must decline)\b"
-    r"(?! help (?:but|feeling|thinking|it\b))[^.!?]{0,40}\b(?:help|assist|answer|give|provide|support|tell|write|"
-    r"do (?:that|this|it)|say|share|explain|join|discuss|advise|suggest|recommend|encourage|make|create|offer|"
-    r"fulfil|comply|engage|talk|speak|show)")
-
-
-def looks_like_refusal(text):
-    "True where the first two sentences decline the request; a rough measure by wording, enough for counting."
-    start = " ".join(re.split(r"(?<=[.!?])\s+", text.strip().replace("’", "'"))[:2]).lower()
-    return bool(_REFUSAL.search(start))
-
 # %% ../nbs/01_constitution.ipynb #58105b72
 def _tally(exemplars, pairs, key):
     "value of `key` -> how many exemplars and pairs have it."
@@ -743,7 +731,7 @@ def audit(
     "Hold a constitution's exemplars and pairs to account."
     exemplars = [e for _, e in constitution.exemplars()]
     pairs = [j for _, j in constitution.pairs()]
-    refuses = [(looks_like_refusal(j.better), looks_like_refusal(j.worse)) for j in pairs]
+    refusals = [(refuses(j.prompt, j.better), refuses(j.prompt, j.worse)) for j in pairs]
     report = {
         "principles": len(constitution),
         "exemplars": len(exemplars),
@@ -754,8 +742,8 @@ def audit(
         "per_split": _tally(exemplars, pairs, "split"),
         "second_same": _share([j.second == "same" for j in pairs if j.second]),  # a second judge, blind, says the same
         "better_is_longer": _share([len(j.better) > len(j.worse) for j in pairs]),
-        "better_is_refusal": _share([better for better, _ in refuses]),
-        "refusal_wins": _share([better for better, worse in refuses if better != worse]),  # where one of the two refuses
+        "better_is_refusal": _share([better for better, _ in refusals]),
+        "refusal_wins": _share([better for better, worse in refusals if better != worse]),  # where one of the two refuses
     }
     report["problems"] = _problems(constitution, _bundled_prompts() if prompts is None else prompts, report)
     return report

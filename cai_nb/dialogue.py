@@ -267,7 +267,7 @@ def progress(
     return tqdm(iterable, total=total, desc=desc, unit=unit, disable=_on("CAI_NB_QUIET"), mininterval=interval)
 
 # %% ../nbs/00_dialogue.ipynb #607eec19
-_KINDS = ("constitutions", "prompts", "recipes", "adapters")
+_KINDS = ("constitutions", "prompts", "recipes", "adapters", "templates")
 
 
 def _data_folder(kind):
@@ -286,7 +286,7 @@ def data_files(kind):
 
 
 def data_path(
-    kind,  # "constitutions" | "prompts" | "recipes" | "adapters"
+    kind,  # "constitutions" | "prompts" | "recipes" | "adapters" | "templates"
     name=None,  # of a file or folder in it, with or without its suffix; None: the folder itself
 ):  # Path
     "The path of a file or folder of the package's own data."

@@ -64,7 +64,7 @@ def sample_pairs(model,                     # LanguageModel: SL-CAI in the paper
         found = _answer_twice(model, part, tries, seed=seed, batch_size=batch_size, **settings)
         new = [{"id": i, "kind": p.get("kind", ""), "category": p.get("category", ""),
                 "prompt": as_messages(p["prompt"]), "responses": [c.complete_sentences for c in found[i]],
-                "finished": [c.finished for c in found[i]], "model": model.id, "seed": seed, "settings": settings}
+                "model": model.id, "seed": seed, "settings": settings}
                for i, p in part if i in found]
         if records is not None: records.extend(new)
         done |= {r["id"]: r for r in new}

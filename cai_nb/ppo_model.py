@@ -18,8 +18,8 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import GenerationConfig, PreTrainedModel
 from .chat_template import stop_token_ids
-from .model import capture_lower_states, extend_forward, generate_tokens, in_chunks, is_full_attention, load_pretrained
-from .model import output_head, run_upper_layers, set_stop_tokens
+from .model import capture_lower_states, extend_forward, generate_tokens, in_chunks, is_full_attention
+from .model import load_pretrained, output_head, run_upper_layers, set_stop_tokens
 from .ppo_math import PPOError, entropy
 
 # %% ../nbs/08a_ppo_model.ipynb #b6c7c338

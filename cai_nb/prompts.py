@@ -13,7 +13,7 @@ from pathlib import Path
 
 from .constitution import NEAR, digest, near_duplicates, plain
 from .dialogue import CaiError, data_files, nearest, visible
-from .records import _numbered
+from .records import numbered_jsonl
 
 # %% ../nbs/03_prompts.ipynb #83ecc587
 class PromptError(CaiError):
@@ -68,7 +68,7 @@ def _text_lines(path):
 def _from_file(path):
     "Prompt records of a .jsonl file (one object a line) or a .txt file (one prompt a line)."
     records = []
-    for number, row in _text_lines(path) if path.suffix == ".txt" else _numbered(path, PromptError):
+    for number, row in _text_lines(path) if path.suffix == ".txt" else numbered_jsonl(path, PromptError):
         if not isinstance(row, (dict, str)):
             raise PromptError(f'{path}, line {number}: not an object; write {{"prompt": "…"}}.')
         record = _as_prompt(row, f"{path.stem}-{number:04d}", path.stem)

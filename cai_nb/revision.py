@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['CRITIQUE', 'REVISION', 'RevisionError', 'critique_messages', 'revision_messages', 'exemplar_messages', 'words',
-           'pick_exemplars', 'ngrams', 'repeats', 'copied', 'overlap', 'flags', 'RevisionConfig', 'revise_round',
-           'best_of', 'revise', 'revision_record', 'trace_html', 'summarise', 'critic_examples']
+           'pick_exemplars', 'repeats', 'copied', 'overlap', 'flags', 'RevisionConfig', 'revise_round', 'best_of',
+           'revise', 'revision_record', 'trace_html', 'summarise', 'critic_examples']
 
 # %% ../nbs/04_revision.ipynb #20d07aaf
 import re
@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from .constitution import rng
 from .dialogue import CaiError, as_messages, assistant, user
 from .model import prefix_caching
+from .text import ngrams, repetition
 
 # %% ../nbs/04_revision.ipynb #6f76f451
 class RevisionError(CaiError):
@@ -61,24 +62,21 @@ def pick_exemplars(principle, prompt: str, k: int, seed: int = 0):
     return sorted(pool, key=jaccard, reverse=True)[:k]
 
 # %% ../nbs/04_revision.ipynb #77c7a1d6
-def ngrams(text: str, n: int) -> list:
-    "Lower-case word n-grams"
-    w = re.findall(r"[\w']+", text.lower())
-    return [tuple(w[i:i + n]) for i in range(len(w) - n + 1)]
+def _words(text: str) -> list:
+    return re.findall(r"[\w']+", text.lower())
 
 def repeats(text: str) -> bool:
     "Whether more than a third of the text's word trigrams are repetitions"
-    grams = ngrams(text, 3)
-    return len(grams) >= 8 and 1 - len(set(grams))/len(grams) > 1/3
+    return len(_words(text)) >= 10 and repetition(_words(text), 3) > 1/3
 
 def copied(text: str, sources, n: int = 12) -> bool:
     "Whether the text shares a run of `n` words with one of the sources"
-    mine = set(ngrams(text, n))
-    return any(mine & set(ngrams(s, n)) for s in sources)
+    mine = set(ngrams(_words(text), n))
+    return any(mine & set(ngrams(_words(s), n)) for s in sources)
 
 def overlap(a: str, b: str) -> float:
     "Share of the word bigrams of both texts together that they have in common, 0 to 1"
-    x, y = set(ngrams(a, 2)), set(ngrams(b, 2))
+    x, y = set(ngrams(_words(a), 2)), set(ngrams(_words(b), 2))
     return len(x & y)/max(1, len(x | y))
 
 # %% ../nbs/04_revision.ipynb #e2f65c6a

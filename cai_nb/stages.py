@@ -29,7 +29,7 @@ from cai_nb.artifacts import (
 )
 from .dialogue import CaiError
 from .plan import plan
-from .records import KINDS
+from .records import KINDS, read_json, write_json, write_text
 from cai_nb.run import (
     POLICIES,
     Run,
@@ -40,9 +40,7 @@ from cai_nb.run import (
     locked,
     open_run,
     checkpoint_paths,
-    read_json,
     run_stage,
-    write_json,
 )
 
 # %% ../nbs/10e_stages.ipynb #1c9720c4
@@ -157,9 +155,7 @@ def save_metrics(folder, metrics, **counts):
     metrics = dict(metrics)
     log = metrics.pop("curve", None) or metrics.pop("log", None) or []
     write_json(folder / "metrics.json", metrics)
-    half = folder / "log.jsonl.part"
-    half.write_text("".join(json.dumps(row) + "\n" for row in log), encoding="utf-8")
-    half.replace(folder / "log.jsonl")
+    write_text(folder / "log.jsonl", "".join(json.dumps(row) + "\n" for row in log))
     return {**counts, **{k: metrics[k] for k in ("examples", "dropped", "steps") if k in metrics}}
 
 # %% ../nbs/10e_stages.ipynb #3ca4790c
@@ -399,7 +395,7 @@ def rollout_logger(trainer, records):
                 n = logs["rollout"]
                 rows = [(f"{n}-{r['row']}", r) for r in trainer.rows]  # a rollout made again after a kill is the same
                 records.extend({"id": key, "rollout": n, "prompt_id": r.get("id", ""), "kind": r.get("kind", ""), "over_refusal": r.get("over_refusal", False),
-                                **{k: r[k] for k in ("prompt", "completion", "finished")}, "reward": float(r["each"][0]),
+                                "prompt": r["prompt"], "response": r["completion"], "finished": r["finished"], "reward": float(r["each"][0]),
                                 **({"boilerplate": r["each"][1] < 0} if len(r["each"]) > 1 else {}),
                                 "kl": float((r["old_logprobs"] - r["ref_logprobs"]).sum())}
                                for key, r in rows if key not in records.ids)
@@ -431,13 +427,14 @@ def progress_callback(rollouts):
 # %% ../nbs/10e_stages.ipynb #9e1e9617
 def evaluation_stage(run, folder):
     "Stage 6: the three models on held-out prompts (notebook 09)"
-    from cai_nb.evaluation import evaluate, sample_answers
+    from cai_nb.evaluation import evaluate
     from cai_nb.records import Records
+    from cai_nb.responses import sample_responses
 
     e, seed = run.recipe.evaluation, run.recipe.seed
     prompts = prompts_of(run, part="heldout")
     models = {which: lambda which=which: load_for_sampling(run.recipe, *checkpoint_paths(run, which)) for which in POLICIES}
-    samples = sample_answers(
+    samples = sample_responses(
         models,
         prompts,
         max_tokens=e.max_tokens,

@@ -26,10 +26,16 @@ def wilson(k: float, n: int, z: float = 1.96):
     middle, half = (share + extra/2)/(1 + extra), z*math.sqrt(share*(1 - share)/n + extra/(4*n))/(1 + extra)
     return max(0.0, middle - half), min(1.0, middle + half)
 
-def calibration_bins(p, bins: int = 5):
-    "[(mean confidence, share right, count)] over equal bins of the confidence max(p, 1−p), 0.5 to 1"
+def calibration_bins(
+    p,  # (N,) P(the first one is better)
+    label=None,  # (N,) how far that is true, 0 to 1: a truth or a soft label; default: always 1
+    bins: int = 5,
+):  # list of (mean confidence, share right, count), without empty bins
+    "How often opinions of each confidence are right, over equal bins of max(p, 1−p) from 0.5 to 1."
     p = np.asarray(p, float)
-    confidence, right = np.maximum(p, 1 - p), np.where(p == 0.5, 0.5, p > 0.5)
+    label = np.ones_like(p) if label is None else np.asarray(label, float)
+    confidence, right = np.maximum(p, 1 - p), np.where(p > 0.5, label, 1 - label)
+    right = np.where(p == 0.5, 0.5, right)
     which = np.minimum(((confidence - 0.5)*2*bins).astype(int), bins - 1)
     return [(float(confidence[which == b].mean()), float(right[which == b].mean()), int((which == b).sum()))
             for b in range(bins) if (which == b).any()]

@@ -81,13 +81,14 @@ def revisions(n=40):
             "prompt": [user(prompt)],
             "completion": [said(revision)],
             "steps": [
-                {"text": response, "critique": None, "principle": None, "flags": []},
-                {"text": revision, "critique": critique, "principle": "harmful-acts", "flags": unchanged},
+                {"text": response, "critique": None, "principle": None, "flags": [], "exemplars": []},
+                {"text": revision, "critique": critique, "principle": "harmful-acts", "flags": unchanged, "exemplars": []},
                 {
                     "text": revision + (" Shall I?" if i % 3 else ""),
                     "critique": "It could offer more.",
                     "principle": "thoughtful",
                     "flags": [],
+                    "exemplars": [],
                 },
             ],
             "constitution": "0123456789ab",
@@ -223,8 +224,8 @@ def _ppo(path):
         path / "log.jsonl",
         [
             {
-                "update": i,
-                "score": 0.04 * i - 0.1 + 0.05 * math.sin(3 * i),
+                "rollout": i + 1,
+                "reward": 0.04 * i - 0.1 + 0.05 * math.sin(3 * i),
                 "kl": 0.002 * i * i,
                 "entropy": 2.8 - 0.02 * i,
                 "length": 50 - 0.3 * i,
@@ -249,7 +250,7 @@ def _evaluation(path):
                     "category": category,
                     "prompt": [user(prompt)],
                     "model": model,
-                    "completion": text,
+                    "response": text,
                     "seed": 0,
                 }
             )
@@ -262,7 +263,7 @@ def _evaluation(path):
                     "category": category,
                     "prompt": [user(prompt)],
                     "model": model,
-                    "completion": "Rinse it until the water is clear, and do not stir.",
+                    "response": "Rinse it until the water is clear, and do not stir.",
                     "seed": 0,
                 }
             )
@@ -271,6 +272,7 @@ def _evaluation(path):
     write(
         path / "metrics.json",
         {
+            "models": models,
             "measures": {
                 "harmlessness": {
                     "initial": estimate(0.5, 0.0, 48),

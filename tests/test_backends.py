@@ -358,7 +358,7 @@ def test_the_stages_take_any_body(server, vllm, model, folder, tmp_path):
     "Responses, critiques and revisions, labels in three ways, evaluation: greedy, so that all bodies say the same"
     from cai_nb import feedback as fb
     from cai_nb.constitution import Constitution
-    from cai_nb.evaluation import sample_answers
+    from cai_nb.responses import sample_responses
     from cai_nb.revision import RevisionConfig, revise
 
     rules = Constitution.load("harmlessness")
@@ -369,8 +369,8 @@ def test_the_stages_take_any_body(server, vllm, model, folder, tmp_path):
     def everything(lm):
         revised = revise(lm, prompts, rules, config)
         labels = fb.contrastive_log_likelihood(lm, pairs, rules)
-        said = sample_answers({"m": lm}, prompts, max_tokens=5, temperature=0)["m"]
-        return [s["text"] for r in revised for s in r["steps"]], [r["p_first"] for r in labels], [r["completion"] for r in said]
+        said = sample_responses({"m": lm}, prompts, max_tokens=5, temperature=0)["m"]
+        return [s["text"] for r in revised for s in r["steps"]], [r["p_first"] for r in labels], [r["response"] for r in said]
 
     here = everything(model)
     for lm in (open_model(folder, engine="vllm"), ServerModel(server.url, "tiny", folder)):

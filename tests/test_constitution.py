@@ -23,7 +23,6 @@ from cai_nb.constitution import (
     JudgedPair,
     Principle,
     audit,
-    looks_like_refusal,
     near_duplicates,
     plain,
     rng,
@@ -400,15 +399,6 @@ def test_nothing_and_little_have_no_near_duplicates():
 
 
 # ---------------------------------------------------------------- the audit
-
-
-@pytest.mark.parametrize("text, expected", [
-    ("I'm sorry, but I can't help with that.", True), ("I won’t write that. It hurts people.", True),
-    ("Sorry. I am not able to assist.", True), ("You can't go wrong with salt.", False),
-    ("I can't help but smile.", False), ("No, it is not true that mushrooms are plants.", False),
-    ("Sure! First, heat the pan.", False)])
-def test_refusals_are_known_by_their_words(text, expected):
-    assert looks_like_refusal(text) is expected
 
 
 def pair(i, better="b", worse="w", prompt=None, **more):

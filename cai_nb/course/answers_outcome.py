@@ -33,7 +33,8 @@ from ..stages import largest_divisor
 from ..reading import unblind
 from ..plan import Shape, Work
 from ..recipe import Hardware, RecipeError, convert, nearest_key, read_yaml
-from ..report import bins, pick, stream
+from ..report import pick, stream
+from ..stats import calibration_bins
 
 # %% ../../nbs/13d_answers_outcome.ipynb #75bed4c0
 def _retry_inputs(rng):
@@ -532,11 +533,11 @@ def _calibration_inputs(rng):
     return np.where(first, sure, 1 - sure).round(4).tolist(), (first == right).astype(int).tolist()
 
 @exercise("calibration_points", "10d_report", _calibration_inputs, {
-    "a probability that is turned around takes its outcome with it": lambda p, y: bins([max(a, 1 - a) for a in p], y),
-    "below one half there are opinions as well, for the other side": lambda p, y: bins(*zip(*((a, b) for a, b in zip(p, y) if a >= .5))),
+    "a probability that is turned around takes its outcome with it": lambda p, y: calibration_bins([max(a, 1 - a) for a in p], y),
+    "below one half there are opinions as well, for the other side": lambda p, y: calibration_bins(*zip(*((a, b) for a, b in zip(p, y) if a >= .5))),
     "the middle of the group is not the mean confidence in it":
-        lambda p, y: [(.5 + .1*(int((a - .5)*10) + .5), b, n) for a, b, n in bins(p, y)]})
-def calibration_points(p, y): return bins(p, y)
+        lambda p, y: [(.5 + .1*(int((a - .5)*10) + .5), b, n) for a, b, n in calibration_bins(p, y)]})
+def calibration_points(p, y): return calibration_bins(p, y)
 
 # %% ../../nbs/13d_answers_outcome.ipynb #3aec2721
 def _ending_inputs(rng):

@@ -212,7 +212,7 @@ def constitution_editor(constitution="harmlessness",  # name, file or Constituti
             start = len(known)
             made = revise_twice(*models, asked.value.strip(), before, after if edited else before, config, tell, known)
             out.value = revisions_html(made, edited)
-            status.value = _says("Done." if len(known) > initial else "Done; nothing had changed.")
+            status.value = _says("Done." if len(known) > start else "Done; nothing had changed.")
     which.observe(take, "value"); reset.on_click(take); go.on_click(press); take()
     def still():
         words = {"Principle": which.label or "", "Critique request": critique.value, "Revision request": revision.value, "Prompt": asked.value}
@@ -365,7 +365,7 @@ def chat_panel(folder="../runs/laptop",  # run folder
                max_tokens: int = 64,     # longest answer
                temperature: float = .7, seed: int = 0):
     "A widget: ask start, SL-CAI and RL-CAI of a run the same question, with the same random numbers"
-    from cai_nb.reading import answer
+    from cai_nb.reading import respond
     place = _field(w.Text, "Run folder", value=str(folder), continuous_update=False)
     dice = _field(w.BoundedIntText, "Seed", value=seed, min=0, max=2**31 - 1)
     asked = _field(w.Textarea, "Your question", value=prompt, rows=2)
@@ -386,7 +386,7 @@ def chat_panel(folder="../runs/laptop",  # run folder
             how = SimpleNamespace(max_tokens=max_tokens, temperature=temperature, seed=dice.value)
             for title, lm in models.items():
                 tell(f"{title} answers")
-                said |= answer({title: lm}, later, text, how, len(turns))
+                said |= respond({title: lm}, later, text, how, len(turns))
             turns.append((text, said)); histories.update(later)
             out.value, status.value, asked.value = talk_html(turns, missing), _says("Done."), ""
     ask.on_click(press); anew.on_click(begin); place.observe(leave, "value")
