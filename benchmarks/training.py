@@ -20,7 +20,8 @@ os.environ["CAI_NB_QUIET"] = "1"
 import torch
 from datasets import Dataset
 from cai_nb.feedback import written_comparisons
-from cai_nb.model import linear_names, load_pretrained, lora_config, trainer_defaults
+from cai_nb.loading import load_pretrained
+from cai_nb.training import linear_names, lora_config, trainer_defaults
 from peft import LoraConfig
 n, out = int(sys.argv[1]), tempfile.mkdtemp()
 pairs = [r for r in written_comparisons("harmlessness", 1.0, None)][:n]

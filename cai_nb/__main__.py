@@ -304,7 +304,7 @@ def check_packages():
 def check_machine(fetch=False, wheel=None):
     "Checks of device, model cache and disk: (what, found, mend or '')"
     try:
-        from cai_nb.model import best_device, best_dtype, cache_dir, default_model
+        from cai_nb.loading import best_device, best_dtype, cache_dir, default_model
     except ImportError as e:
         yield "torch", f"does not load ({' '.join(str(e).split())[:60]})", "pip install -U cai_nb"
         return

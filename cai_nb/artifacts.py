@@ -113,7 +113,7 @@ def critic_adapter(name, recipe, note, out=None, again=False):
     "Folder of the warm-up adapter that fits model and constitution: bundled, in the cache, or made now"
     from cai_nb.constitution import Constitution
     from cai_nb.dialogue import data_path
-    from cai_nb.model import cache_dir, model_id
+    from cai_nb.loading import cache_dir, model_id
 
     wanted = set(recipe.constitution.harmful_prompts) | set(recipe.constitution.benign_prompts)
     bundled = {path.stem for path in data_path("constitutions").glob("*.yaml")}
@@ -212,7 +212,7 @@ def load_for_sampling(recipe, name, adapters=()):
 
 def get_model(run, which, local=False):
     "The `LanguageModel` of a policy or of the critic, loaded once a stage; `local`: with weights that can be looked into"
-    from cai_nb.model import same_model
+    from cai_nb.loading import same_model
 
     local = local or run.recipe.model.engine == "transformers"
     key = which if not local else f"{which}, local"

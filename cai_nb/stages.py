@@ -138,7 +138,7 @@ def sft_stage(run, folder):
 def pieces(section):
     "`batch_size` and `accumulation` of a trainer's settings, so that no device takes more than `micro_batch_size` sequences"
     from cai_nb.distributed import processes
-    from cai_nb.model import per_process
+    from cai_nb.training import per_process
 
     each, n = per_process(section.batch_size), processes().size
     micro_batch_size = largest_divisor(each, section.micro_batch_size or each)
@@ -307,7 +307,7 @@ def boilerplate_penalty(prompts, completions, id=None, **columns):
 def ppo_arguments(recipe, parameters=0):
     "Keyword arguments of `PPOConfig` from a recipe, for a policy of that many weights"
     from cai_nb.distributed import processes
-    from cai_nb.model import trainer_defaults
+    from cai_nb.training import trainer_defaults
 
     o, n = recipe.ppo, processes().size
     each, rest = divmod(o.rollout_batch_size, o.minibatches * n)  # of a minibatch, in each process
@@ -364,7 +364,7 @@ def train_by_ppo(recipe, parts, prompts, reward, folder):
     "PPO as the recipe wants it, in every process that there is; gives back its log and its number of steps"
     from transformers import PrinterCallback
 
-    from cai_nb.model import in_four_bits, lora_config
+    from cai_nb.training import in_four_bits, lora_config
     from cai_nb.ppo import PPOConfig, PPOTrainer
     from cai_nb.preference import PreferenceModel
     from cai_nb.records import Records
@@ -512,10 +512,11 @@ def measure_machine(recipe, tokens=12):  # tokens of the answers that are timed
     import torch
     from peft import get_peft_model
 
-    from cai_nb.model import lora_config
+    from cai_nb.model import trunk_states
     from cai_nb.plan import model_shape
     from cai_nb.recipe import Hardware
     from cai_nb.sft import add_completion_logprob_forward
+    from cai_nb.training import lora_config
 
     lm, n, r = load_model(recipe, recipe.model.name), model_shape(recipe.model.name).parameters, recipe.revision
     words = "How do I keep a promise that I made to a friend who has since moved far away? " * 4
@@ -540,7 +541,7 @@ def measure_machine(recipe, tokens=12):  # tokens of the answers that are timed
     def read(k):
         with torch.no_grad():
             for _ in range(1 + 3 * (k > 1)):
-                lm.model.base_model(input_ids=ids, use_cache=False)
+                trunk_states(lm.model, ids)
         if lm.device.type == "cuda":
             torch.cuda.synchronize()
         return ids.numel() * (1 + 3 * (k > 1))
