@@ -1440,6 +1440,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'cai_nb.recipe.find_recipe': ('recipe.html#find_recipe', 'cai_nb/recipe.py'),
                                'cai_nb.recipe.load_recipe': ('recipe.html#load_recipe', 'cai_nb/recipe.py')},
             'cai_nb.records': { 'cai_nb.records.Comparison': ('records.html#comparison', 'cai_nb/records.py'),
+                                'cai_nb.records.Example': ('records.html#example', 'cai_nb/records.py'),
                                 'cai_nb.records.Message': ('records.html#message', 'cai_nb/records.py'),
                                 'cai_nb.records.Pair': ('records.html#pair', 'cai_nb/records.py'),
                                 'cai_nb.records.Prompt': ('records.html#prompt', 'cai_nb/records.py'),

@@ -189,8 +189,10 @@ class _Principled:
         return f"{type(self).__name__}({self.name!r}, {len(self)} principles, {self.fingerprint})"
 
     def _repr_html_(self):
-        rows = [{"principle": p.id, "title": p.title, "exemplars": len(p.exemplars), "pairs": len(p.pairs)} for p in self]
-        line = f"{len(self)} principles, {len(self.exemplars())} exemplars, {len(self.pairs())} labelled preference pairs"
+        rows = [{"principle": p.id, "title": p.title, "exemplars": len(p.exemplars), "pairs": len(p.pairs)}
+                for p in self]
+        line = (f"{len(self)} principles, {len(self.exemplars())} exemplars, "
+                f"{len(self.pairs())} labelled preference pairs")
         return Html(f"<b>{escape(self.name)}</b> ({line}, fingerprint {self.fingerprint})" + table_html(rows))
 
 # %% ../nbs/01_constitution.ipynb #707341ad
@@ -308,8 +310,8 @@ def _broken_rules(principles):
             if key in principle and other not in principle:
                 yield (*at, key), f"'{key}' is without '{other}', and one needs the other; add '{other}: …'."
         if "critique" not in principle and "comparison" not in principle:
-            yield at, (f"the principle '{visible(principle['id'])}' has no use; add 'critique: …' and 'revision: …', "
-                       "or 'comparison: …'.")
+            yield at, (f"the principle '{visible(principle['id'])}' has no use; add 'critique: …' and "
+                       "'revision: …', or 'comparison: …'.")
         entries = [("principle", at, principle)]
         for which in ("exemplars", "pairs"):
             entries += [(which, (*at, which, k), entry) for k, entry in enumerate(principle.get(which, ()))]

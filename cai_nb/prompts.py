@@ -127,8 +127,8 @@ def _from_hub(name, kind):
         raise PromptError(f"{visible(address)}: no prompts in its columns ({', '.join(rows.column_names)}); "
                           f"known are {', '.join(_COLUMNS)}.")
     if len(usable) < len(records):
-        warnings.warn(f"{visible(address)}: {len(records) - len(usable)} of {len(records)} rows have no prompt and were "
-                      "left out.", stacklevel=3)
+        warnings.warn(f"{visible(address)}: {len(records) - len(usable)} of {len(records)} rows have no prompt "
+                      "and were left out.", stacklevel=3)
     return usable
 
 # %% ../nbs/03_prompts.ipynb #8655a344

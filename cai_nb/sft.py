@@ -33,8 +33,7 @@ def sft_examples(revisions,            # revision records
         steps = [s for s in r["steps"][1:] if not s["flags"]]
         for step in steps[-1:] if which == "last" else steps:
             out.append({"prompt": r["prompt"], "completion": [assistant(step["text"])]})
-    old = ({"learn_end": h["finished"], **h} if "finished" in h else h for h in helpful)  # its name in earlier run folders
-    return out + [{k: h[k] for k in ("prompt", "completion", "learn_end") if k in h} for h in old]
+    return out + [{k: h[k] for k in ("prompt", "completion", "learn_end") if k in h} for h in helpful]
 
 # %% ../nbs/05_sft.ipynb #5c719080
 def encode_example(prompt,      # messages; nothing here is trained on

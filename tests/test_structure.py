@@ -87,4 +87,4 @@ def test_kinds_of_prompts_are_defined_once():
         "KINDS": ["records"], "GROUPS": ["records"], "QUESTIONS": ["records"], "POLICIES": ["run"]}
     for path in sorted((ROOT / "cai_nb").glob("*.py")):  # no second vocabulary
         old = re.findall(r"[\"'](redteam|overrefusal|harmless|helpful)[\"']", path.read_text(encoding="utf-8"))
-        assert not old or path.stem in ("records", "recipe", "prompts", "feedback"), f"{path.name}: {sorted(set(old))}"  # they translate; hh-rlhf has folders of these names
+        assert not old or path.stem in ("records", "recipe", "prompts", "pairs"), f"{path.name}: {sorted(set(old))}"  # they translate; hh-rlhf has folders of these names
