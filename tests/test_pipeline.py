@@ -811,6 +811,7 @@ def test_a_run_resumed_elsewhere_reads_the_same_prompts_and_gives_the_same_recor
     "In another working directory, where other files have the same names"
     monkeypatch.chdir(local)
     whole = stages.run_recipe(load_recipe("mine.yaml"), "whole", stages=["revision", "sft"], note=quiet)
+    counts = whole.done("revision")["counts"]
     stages.run_recipe(load_recipe("mine.yaml"), "moved", stages=["revision"], note=quiet)
     records = local / "moved" / "1-revision" / "records.jsonl"
     records.write_text("".join(line + "\n" for line in records.read_text().splitlines()[:1]))  # as if it had been stopped
@@ -823,7 +824,7 @@ def test_a_run_resumed_elsewhere_reads_the_same_prompts_and_gives_the_same_recor
     stages.run_recipe(load_recipe(local / "moved"), local / "moved", stages=["revision", "sft"], note=quiet)
     for file in ("prompts.jsonl", "1-revision/records.jsonl", "2-sft/helpful.jsonl"):
         assert (local / "moved" / file).read_bytes() == (local / "whole" / file).read_bytes(), file
-    assert whole.done("revision")["counts"] == run_.Run(local / "moved", whole.recipe).done("revision")["counts"]
+    assert run_.Run(local / "moved", whole.recipe).done("revision")["counts"] == counts
 
 
 def test_a_run_resumed_on_another_day_gives_the_same_records(local, monkeypatch):
