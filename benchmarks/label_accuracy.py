@@ -20,7 +20,6 @@ from bench import arguments, show, write
 
 from cai_nb.constitution import Ensemble
 from cai_nb.dialogue import CaiError
-from cai_nb.artifacts import layers_of
 from cai_nb.feedback import (
     chain_of_thought,
     comparison_record,
@@ -31,6 +30,7 @@ from cai_nb.feedback import (
 )
 from cai_nb.judge import LAYERS, Judge, Judges, pair_features
 from cai_nb.model import LanguageModel
+from cai_nb.judges import scale_layers
 from cai_nb.pairs import as_pairs, labelled_pairs, load_comparisons
 from cai_nb.records import kind_of
 from cai_nb.stats import accuracy, calibration_bins, fit_temperature
@@ -98,17 +98,17 @@ def folds(groups, seed, k=5):
 
 def learnt(lm, target, source, same):
     "Rows of judges that learnt from n of `source`, tested on `target` (on what is left over, where both are the same)"
-    wide = layers_of(lm, WIDE)
+    wide = scale_layers(lm, WIDE)
     x = pair_features(lm, source, wide, QUESTION)
     y = x if same else pair_features(lm, target, wide, QUESTION)
     yield from curve(lm, x, y, source, same, wide, QUESTION, "judge")
-    few = [wide.index(layer) for layer in layers_of(lm, LAYERS)]
+    few = [wide.index(layer) for layer in scale_layers(lm, LAYERS)]
 
     def answer_alone(z):
         "What a judge without the question reads: last state and mean of three layers"
         return z.reshape(len(z), 2, len(wide), 3, -1)[:, :, few, :2].reshape(len(z), 2, -1)
 
-    yield from curve(lm, answer_alone(x), answer_alone(y), source, same, layers_of(lm, LAYERS), "", "plain probe")
+    yield from curve(lm, answer_alone(x), answer_alone(y), source, same, scale_layers(lm, LAYERS), "", "plain probe")
 
 
 def curve(lm, x, y, source, same, layers, question, name):

@@ -12,17 +12,17 @@ from pathlib import Path
 from bench import arguments, show, write
 
 from cai_nb.dialogue import CaiError
-from cai_nb.measures import refuses
 from cai_nb.preference import PreferenceModel
 from cai_nb.records import iter_jsonl, kind_of
 from cai_nb.stats import bootstrap
+from cai_nb.text import refuses
 
 
 def rows_of(run):
     "For each kind of prompt: how often the refusal is preferred, by the labels and by the preference model"
     records = [r for r in iter_jsonl(run / "3-feedback" / "records.jsonl") if r.get("source") != "revision"]
-    refuses = [[refuses(r["prompt"], r[k][0]["content"]) for k in ("chosen", "rejected")] for r in records]
-    one = [(r, a) for r, (a, b) in zip(records, refuses) if a != b]
+    refused = [[refuses(r["prompt"], r[k][0]["content"]) for k in ("chosen", "rejected")] for r in records]
+    one = [(r, a) for r, (a, b) in zip(records, refused) if a != b]
     model = PreferenceModel.load(run / "4-preference" / "model")
     talks = [[[*r["prompt"], *r[k]] for r, _ in one] for k in ("chosen", "rejected")]
     p = model.prob(*talks, [r["kind"] for r, _ in one])

@@ -14,8 +14,9 @@ import re
 import numpy as np
 from scipy.special import expit
 
-from .constitution import rng, similarity
+from .constitution import rng
 from .dialogue import CaiError, as_messages, assistant, to_paper, user
+from .duplicates import similarity
 from .pairs import same_text
 
 # %% ../nbs/06_feedback.ipynb #284f5128

@@ -943,9 +943,11 @@ def lora_layer():
     return made
 
 def lora_config(model,                # the causal language model (or classifier) that is to get the adapter
-                rank: int = 16,       # r; `alpha` is twice that
+                rank: int = 16,       # r
                 share: float = 0.5,   # which share of the layers, from the top, gets an adapter: 0 to 1
-                task: str = "CAUSAL_LM", **more):
+                task: str = "CAUSAL_LM",
+                alpha_ratio: float = 2.0,  # LoRA's alpha divided by the rank
+                **more):
     "A PEFT `LoraConfig` on every linear map of the upper layers of the model's decoder, by whatever name"
     from peft import LoraConfig
     if not 0 < share <= 1: raise ModelError(f"lora share is {share}; it must be above 0 and at most 1.")
@@ -953,7 +955,7 @@ def lora_config(model,                # the causal language model (or classifier
     layers = list(range(depth - max(1, round(share*depth)), depth))
     inside = next(name for name, m in model.named_modules() if m is model.get_decoder())
     if model.get_decoder() is not model.base_model: more["exclude_modules"] = rf"(?!{re.escape(inside)}\.).*"  # a picture's encoder has layers, too
-    config = LoraConfig(r=rank, lora_alpha=2*rank, lora_dropout=0.0, target_modules=linear_names(model), layers_to_transform=layers,
+    config = LoraConfig(r=rank, lora_alpha=alpha_ratio*rank, lora_dropout=0.0, target_modules=linear_names(model), layers_to_transform=layers,
                         task_type=task, **more)
     config._register_custom_module({torch.nn.Linear: lora_layer()})
     return config

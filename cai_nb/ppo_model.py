@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['selective_logprobs', 'ValueHead', 'count_frozen_layers', 'enable_frozen_cache', 'trunk_states', 'policy_outputs',
-           'set_critic', 'attach_value_head', 'ValueModel', 'sample_tokens', 'merged_adapter', 'sample_continuous',
-           'VLLMSampler', 'no_dropout', 'stop_ids', 'prepare_policy', 'shard_like_policy', 'unsharded', 'gathered']
+           'set_critic', 'attach_value_head', 'load_classifier', 'ValueModel', 'sample_tokens', 'merged_adapter',
+           'sample_continuous', 'VLLMSampler', 'no_dropout', 'stop_ids', 'prepare_policy', 'shard_like_policy',
+           'unsharded', 'gathered']
 
 # %% ../nbs/08a_ppo_model.ipynb #46fa14d7
 import logging
@@ -20,7 +21,7 @@ from transformers import GenerationConfig, PreTrainedModel
 from .chat_template import stop_token_ids
 from .model import capture_lower_states, extend_forward, generate_tokens, in_chunks, is_full_attention
 from .model import load_pretrained, output_head, run_upper_layers, set_stop_tokens
-from .ppo_math import PPOError, entropy
+from .ppo_math import PPOError, RewardError, entropy
 
 # %% ../nbs/08a_ppo_model.ipynb #b6c7c338
 def _upcast(x): return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
@@ -103,6 +104,17 @@ def attach_value_head(model: PreTrainedModel) -> PreTrainedModel:
     return model
 
 # %% ../nbs/08a_ppo_model.ipynb #a8f08b02
+def load_classifier(path, **settings):
+    "A trained sequence-classification model; `RewardError` where weights are missing and would be drawn at random"
+    from transformers import AutoModelForSequenceClassification
+    model, report = AutoModelForSequenceClassification.from_pretrained(path, output_loading_info=True, **settings)
+    missing = ", ".join(sorted(report["missing_keys"]))
+    if missing:
+        raise RewardError(f"{path} has no weights for {missing}, so its scores would be random: it is not a trained "
+                          "reward model. Name a folder or hub id of a trained AutoModelForSequenceClassification, "
+                          "such as PreferenceModel.export writes.")
+    return model
+
 class ValueModel(nn.Module):
     "A critic of its own: another model's trunk, which reads the policy's tokens, and a value head"
     def __init__(self, trunk, head: ValueHead):
@@ -118,10 +130,9 @@ class ValueModel(nn.Module):
               vocabulary: int,   # of the policy: the critic reads the same ids
               peft_config=None): # train an adapter named `critic`; None: train everything
         "A value model that begins with a preference model's trunk and opinion"
-        from transformers import AutoModelForSequenceClassification
         if isinstance(source, (str, Path)) and (Path(source)/"preference.json").exists():
             raise PPOError(f"{source} is a preference model's folder: give the model itself, value_model=PreferenceModel.load({str(source)!r}).")
-        elif isinstance(source, (str, Path)): source = AutoModelForSequenceClassification.from_pretrained(source)
+        elif isinstance(source, (str, Path)): source = load_classifier(source)
         model = source if isinstance(source, nn.Module) else source.model
         if not hasattr(model, "score"):
             raise PPOError(f"a value model starts from a sequence-classification model with a head named `score`, not from a "

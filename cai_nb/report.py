@@ -17,7 +17,7 @@ import yaml
 
 from .dialogue import Html, data_path, diff_html, escape, visible
 from .evaluation import result_rows, win_rows
-from .plan import spoken
+from .plan import format_time
 from .records import QUESTIONS, upgrade
 from .run import STAGES, Run, read_json, write_text
 from .stats import Interval, calibration_bins
@@ -38,7 +38,7 @@ def environment():
     loader = FileSystemLoader(data_path("templates"))
     env = Environment(loader=loader, autoescape=True, finalize=finalize, undefined=StrictUndefined,
                       trim_blocks=True, lstrip_blocks=True)
-    env.filters |= {"spoken": spoken, "share": share, "number": number, "interval": interval,
+    env.filters |= {"duration": format_time, "share": share, "number": number, "interval": interval,
                     "diff": lambda after, before: diff_html(before, after)}
     return env
 

@@ -24,7 +24,7 @@ class TrainingError(CaiError):
 
 def sft_examples(revisions,            # revision records
                  which: str = "last",  # "last": the final revision; "all": every revision, first to last
-                 helpful=()):          # examples to mix in, as they are: {"prompt", "completion"}, and "finished": False if cut off
+                 helpful=()):          # examples to mix in, as they are: {"prompt", "completion"}, and "learn_end": False if cut off
     "Prompt-completion examples from revisions, flagged steps left out, with helpful dialogues mixed in (paper, section 3.3)"
     if which not in ("last", "all"): raise TrainingError(f"which={which!r}: write 'last' or 'all'.")
     out = []
@@ -32,19 +32,20 @@ def sft_examples(revisions,            # revision records
         steps = [s for s in r["steps"][1:] if not s["flags"]]
         for step in steps[-1:] if which == "last" else steps:
             out.append({"prompt": r["prompt"], "completion": [assistant(step["text"])]})
-    return out + [{k: h[k] for k in ("prompt", "completion", "finished") if k in h} for h in helpful]
+    old = ({"learn_end": h["finished"], **h} if "finished" in h else h for h in helpful)  # its name in earlier run folders
+    return out + [{k: h[k] for k in ("prompt", "completion", "learn_end") if k in h} for h in old]
 
 # %% ../nbs/05_sft.ipynb #5c719080
 def encode_example(prompt,      # messages; nothing here is trained on
                    completion,  # messages; the assistant's turns among them are trained on
                    tokenizer,
-                   finished: bool = True) -> dict:  # False: the last turn was cut off, and its end is not learnt
+                   learn_end: bool = True) -> dict:  # False: the last turn was cut off, and its end is not learnt
     "`input_ids` and `labels` (−100 where nothing is learnt) of one example; each `(T,)`"
     messages = [*prompt, *completion]
     ids, turns = chat_format(tokenizer).encode(messages, first=len(prompt))
     labels = [-100]*len(ids)
     for turn in turns:
-        cut_off = not finished and turn.message == len(messages) - 1
+        cut_off = not learn_end and turn.message == len(messages) - 1
         end = turn.stop if cut_off else turn.end
         labels[turn.start:end] = ids[turn.start:end]
     return {"input_ids": ids, "labels": labels}
@@ -58,8 +59,10 @@ class SFTSettings:
     batch_size: int = 8              # sequences a step, dealt out among the processes
     accumulation: int = 1            # batches an optimiser step; the paper's batch is 1,024 sequences
     schedule: str = "constant"       # the paper's; any name that transformers knows
+    warmup_steps: int = 5            # over which the learning rate rises; at most a quarter of all
     lora_rank: int = 16              # 0: train every weight
-    lora_layer_fraction: float = 0.5          # share of the layers, from the top, that get an adapter
+    lora_alpha_ratio: float = 2.0    # LoRA's alpha divided by the rank
+    lora_layer_fraction: float = 0.5 # share of the layers, from the top, that get an adapter
     max_length: int = 512            # tokens; a longer example is left out, and counted
     padding_free: bool | None = None # lay a batch's examples end to end; None: where flash attention is at hand
     four_bit: bool = False           # train the adapter on weights in 4 bits (QLoRA)
@@ -106,13 +109,13 @@ def turn_by_turn(example):
     messages, first = [*example["prompt"], *example["completion"]], len(example["prompt"])
     turns = [k for k in range(first, len(messages)) if messages[k]["role"] == "assistant"]
     return [{"prompt": messages[:k], "completion": [messages[k]],
-             "finished": k < len(messages) - 1 or example.get("finished", True)} for k in turns]
+             "learn_end": k < len(messages) - 1 or example.get("learn_end", True)} for k in turns]
 
 def training_rows(examples, tokenizer, max_length: int):
     "Encoded rows and how many examples were too long or had nothing to learn"
     if not chat_format(tokenizer).stable:  # each turn is learnt as it will be sampled: as the last one
         examples = [one for e in examples for one in turn_by_turn(e)]
-    rows = [encode_example(e["prompt"], e["completion"], tokenizer, e.get("finished", True)) for e in examples]
+    rows = [encode_example(e["prompt"], e["completion"], tokenizer, e.get("learn_end", True)) for e in examples]
     kept = [r for r in rows if len(r["input_ids"]) <= max_length and any(t >= 0 for t in r["labels"])]
     if not kept:
         raise TrainingError(f"none of {len(rows)} examples can be trained on: none given, all too long (max_length={max_length}), or all empty.")
@@ -128,13 +131,14 @@ def finetune(model_name: str,     # default, folder or hub id
     from transformers import PrinterCallback
     model, tokenizer, ident = load_pretrained(model_name, adapter=adapter, dtype=None if settings.lora_rank else "float32")
     rows, dropped = training_rows(examples, tokenizer, settings.max_length)
-    peft_config = lora_config(model, settings.lora_rank, settings.lora_layer_fraction) if settings.lora_rank else None
+    peft_config = lora_config(model, settings.lora_rank, settings.lora_layer_fraction,
+                              alpha_ratio=settings.lora_alpha_ratio) if settings.lora_rank else None
     if settings.four_bit: in_four_bits(model)
     steps = -(-len(rows)//(settings.batch_size*settings.accumulation))*settings.epochs
     args = SFTConfig(output_dir=str(out), per_device_train_batch_size=per_process(settings.batch_size),
                      gradient_accumulation_steps=settings.accumulation,
                      num_train_epochs=settings.epochs, learning_rate=settings.learning_rate, lr_scheduler_type=settings.schedule,
-                     warmup_steps=min(5, int(steps)//4), max_length=None, seed=settings.seed, train_sampling_strategy="group_by_length",
+                     warmup_steps=min(settings.warmup_steps, int(steps)//4), max_length=None, seed=settings.seed, train_sampling_strategy="group_by_length",
                      logging_steps=max(1, int(steps)//25), dataset_kwargs={"skip_prepare_dataset": True},
                      padding_free=enable_padding_free(model, settings.padding_free), **trainer_defaults(model.num_parameters()))
     trainer = CompletionTrainer(model=model, args=args, train_dataset=Dataset.from_list(rows), peft_config=peft_config, processing_class=tokenizer)

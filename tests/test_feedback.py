@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from tiny import tiny_folder
 
-from cai_nb.constitution import Constitution, Ensemble, Exemplar, JudgedPair, Principle
+from cai_nb.constitution import Constitution, Exemplar, LabelledPair, Principle
 from cai_nb.dialogue import CaiError, user
 from cai_nb.feedback import (
     ANSWER,
@@ -43,7 +43,7 @@ WORDS = ("apple bread cloud drum eagle field glass house iron jelly kite lemon m
 
 def pair_of(i, split="train"):
     w = WORDS[i % 20]
-    return JudgedPair(f"p{i}", f"What about {w} {i}?", f"Yes: {w}, gladly!", f"no {w} ever", "kind", split=split)
+    return LabelledPair(f"p{i}", f"What about {w} {i}?", f"Yes: {w}, gladly!", f"no {w} ever", "kind", split=split)
 
 
 CONSTITUTION = Constitution("tiny", "", (

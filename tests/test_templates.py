@@ -125,7 +125,7 @@ def check_sft(case):
     assert learnt == [(ids_of(tokenizer, a), s) for a, s in zip((case.asked, case.again), case.said)] and not dropped
     together = encode_example(PROMPT, COMPLETION, tokenizer)
     assert [text for _, text in runs(together, tokenizer)] == list(case.learnt or case.said)
-    cut = encode_example(PROMPT, COMPLETION[:1], tokenizer, finished=False)
+    cut = encode_example(PROMPT, COMPLETION[:1], tokenizer, learn_end=False)
     assert [text.strip() for _, text in runs(cut, tokenizer)] == [SAID[0]]
 
 
@@ -237,7 +237,7 @@ def test_the_default_models_tokens_spans_and_labels_are_what_they_were():
     learnt = [*range(47, 51), *range(66, 80)]
     row = encode_example(prompt, completion, lm.tokenizer)
     assert row["input_ids"] == ids and [i for i, t in enumerate(row["labels"]) if t >= 0] == learnt
-    cut = encode_example([system("Be kind."), *prompt], completion, lm.tokenizer, finished=False)
+    cut = encode_example([system("Be kind."), *prompt], completion, lm.tokenizer, learn_end=False)
     assert cut["input_ids"] == [1, 9690, 198, 6077, 1942, 30, 2, 198, *ids[21:]]
     assert [i for i, t in enumerate(cut["labels"]) if t >= 0] == [i - 13 for i in learnt[:-1]]
     assert encode_dialogue([*prompt, *completion], lm.tokenizer) == ids[:-1]

@@ -236,7 +236,7 @@ def times():
 
 EASY, MEDIUM, HARD = ("easy",), ("easy", "medium"), ("easy", "medium", "hard")  # up to this difficulty
 ROUTES = {  # (notebook, difficulties of the exercises done)
-    "half-day": [("01", ()), ("04", EASY), ("06", MEDIUM), ("07", ()), ("09a", ())],
+    "half-day": [("01", ()), ("04", EASY), ("06", MEDIUM), ("07", ()), ("09", ()), ("09a", ())],
     "day-1": [("00", ()), ("01", ()), ("02", MEDIUM), ("03", ()), ("04", MEDIUM), ("05", EASY), ("06", ("medium",))],
     "day-2": [("06a", ("medium",)), ("07", ()), ("08", MEDIUM), ("08b", EASY), ("09", EASY), ("09a", EASY),
               ("11", EASY)],

@@ -170,8 +170,8 @@ def working(status,    # HTML that an error's sentence is put into
 def default_models():
     "(policy, critic): the default model, and the same with the bundled critic's adapter"
     from cai_nb.model import LanguageModel
-    from cai_nb.artifacts import shipped_critic
-    policy, adapter = LanguageModel.load(), shipped_critic()
+    from cai_nb.artifacts import bundled_adapter
+    policy, adapter = LanguageModel.load(), bundled_adapter("critic")
     return policy, LanguageModel.load(adapter=adapter) if adapter else policy
 
 def revisions_html(made, edited: bool):  # what `revise_twice` gives; False: the principle is still as it was
