@@ -16,7 +16,7 @@ from bench import arguments, show, write
 
 from cai_nb.dialogue import CaiError
 from cai_nb.measures import boilerplate, distinct
-from cai_nb.model import lora_config
+from cai_nb.training import lora_config
 from cai_nb.artifacts import load_model, rl_prompts
 from cai_nb.run import Run, checkpoint_paths
 from cai_nb.stages import ppo_settings

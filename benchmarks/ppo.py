@@ -47,7 +47,7 @@ def reward_model():
 
 
 def adapter(model):
-    from cai_nb.model import lora_config
+    from cai_nb.training import lora_config
 
     return lora_config(model, 16, 0.5)
 

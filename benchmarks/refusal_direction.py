@@ -17,7 +17,7 @@ from bench import arguments, show, write
 
 from cai_nb.chat_template import chat_format
 from cai_nb.dialogue import CaiError, as_messages, progress
-from cai_nb.model import lora_config
+from cai_nb.training import lora_config
 from cai_nb.artifacts import load_model, rl_prompts
 from cai_nb.run import Run, checkpoint_paths
 from cai_nb.ppo import collate

@@ -19,8 +19,9 @@ import json, os, resource, sys, tempfile, time
 os.environ["CAI_NB_QUIET"] = "1"
 import torch
 from datasets import Dataset
-from cai_nb.model import linear_names, load_pretrained, lora_config, trainer_defaults
+from cai_nb.loading import load_pretrained
 from cai_nb.pairs import labelled_comparisons
+from cai_nb.training import linear_names, lora_config, trainer_defaults
 from peft import LoraConfig
 n, out = int(sys.argv[1]), tempfile.mkdtemp()
 pairs = [r for r in labelled_comparisons("harmlessness", 1.0, None)][:n]

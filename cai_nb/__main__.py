@@ -254,7 +254,7 @@ def check_machine(fetch=False, wheel=None):
     from cai_nb.recipe import bundled_recipes, load_recipe
     from cai_nb.run import machine, read_json
     try:
-        from cai_nb.model import best_device, best_dtype, cache_dir, default_model
+        from cai_nb.loading import best_device, best_dtype, cache_dir, default_model
     except ImportError as e:
         yield "torch", f"does not load ({' '.join(str(e).split())[:60]})", "pip install -U cai_nb"
         return

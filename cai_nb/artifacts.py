@@ -122,7 +122,7 @@ def critic_adapter(
 ):  # its folder
     "The critic's adapter that fits model and constitutions: bundled, in the cache, or fine-tuned now"
     from cai_nb.constitution import Constitution
-    from cai_nb.model import cache_dir, model_id
+    from cai_nb.loading import cache_dir, model_id
     wanted = {*recipe.constitution.harmful_prompts, *recipe.constitution.benign_prompts}
     bundled = {path.stem for path in data_path("constitutions").glob("*.yaml")}
     constitutions = [Constitution.load(n) for n in sorted(bundled if wanted <= bundled else wanted)]
@@ -186,7 +186,7 @@ def get_model(
     local=False,  # with weights that can be looked into
 ):  # a `LanguageModel`
     "A model of a run, loaded once a stage"
-    from cai_nb.model import same_model
+    from cai_nb.loading import same_model
     local = local or run.recipe.model.engine == "transformers"
     key = f"{name}, local" if local else name
     if key not in run.cache:

@@ -13,7 +13,8 @@ from urllib.parse import urlsplit, urlunsplit
 import numpy as np
 from .chat_template import chat_format
 from .dialogue import check_dialogue, progress
-from .model import Completion, LanguageModel, ModelError, Score, cache_dir, load_pretrained, model_folder, model_id, row_seed
+from .loading import ModelError, cache_dir, load_pretrained, model_folder, model_id
+from .model import Completion, LanguageModel, Score, row_seed
 
 # %% ../nbs/02a_backends.ipynb #b0000006
 class Remote(LanguageModel):
@@ -91,7 +92,7 @@ def sample(self: VLLMModel, prompts, max_tokens: int = 64, temperature: float = 
 
 # %% ../nbs/02a_backends.ipynb #b0000018
 @patch
-def option_logprobs(self: VLLMModel, prompts, options=("A", "B"), prefix="", batch_size: int = 0, desc: str = "choosing", share: int = 64):
+def option_logprobs(self: VLLMModel, prompts, options=("A", "B"), prefix="", batch_size: int = 0, desc: str = "options"):
     "`(N, K)` log-probabilities of the options as the next token (`LanguageModel.option_logprobs`)"
     from vllm import SamplingParams
     rows, columns = self._option_rows(prompts, options, prefix)
@@ -265,7 +266,7 @@ NO_LOGPROBS = ("gives no log-probabilities, which multiple choice and likelihood
                "(vLLM's does), or feedback.method=probe")
 
 @patch
-def option_logprobs(self: ServerModel, prompts, options=("A", "B"), prefix="", batch_size: int = 0, desc: str = "choosing", share: int = 64):  # noqa: F811
+def option_logprobs(self: ServerModel, prompts, options=("A", "B"), prefix="", batch_size: int = 0, desc: str = "options"):  # noqa: F811
     "`(N, K)` log-probabilities of the options as the next token; one that is not among the likeliest gets what is left over, at most"
     prompts = list(prompts)
     prefixes = [prefix]*len(prompts) if isinstance(prefix, str) else list(prefix)

@@ -10,7 +10,8 @@ import functools, gc, inspect, itertools, os, re, sys, traceback, weakref
 from datetime import timedelta
 import numpy as np
 from .dialogue import CaiError
-from .model import LanguageModel, ModelError, best_device, trim_memory
+from .loading import ModelError, best_device
+from .model import LanguageModel, trim_memory
 
 # %% ../nbs/02b_distributed.ipynb #c0000006
 class Processes:

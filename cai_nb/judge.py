@@ -193,7 +193,7 @@ def load(cls: Judge, path, model):  # `model`: the LanguageModel that the judge 
                       for k in ("mean", "std", "training_differences", "dual_weights")}
     except (OSError, ValueError, KeyError, EOFError) as e:
         raise FeedbackError(f"{path} holds no judge ({e}); Judge.save writes judge.npz and judge.json.") from None
-    from cai_nb.model import same_model
+    from cai_nb.loading import same_model
     if not same_model(about["report"]["model"], model.id):
         raise FeedbackError(f"this judge reads the hidden states of {about['report']['model']}, not of {model.id}: "
                             "load that model or fit a judge anew.")

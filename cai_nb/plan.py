@@ -273,7 +273,7 @@ def measure_machine(lm, recipe, tokens=12):  # tokens: of the responses that are
     "This machine as a `Hardware`, from some seconds of sampling and training"
     import torch
     from peft import get_peft_model
-    from cai_nb.model import lora_config
+    from cai_nb.training import lora_config
     from cai_nb.sft import add_completion_logprob_forward
     n, s = model_shape(recipe.model.name).parameters, recipe.sft
     asked = [[user(("How do I keep a promise? " * 20)[: 80 + 3 * i])] for i in range(recipe.revision.batch_size)]

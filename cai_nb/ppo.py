@@ -24,12 +24,13 @@ from transformers import TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer_utils import EvalPrediction
 from .chat_template import chat_format, render
 from .dialogue import as_messages, assistant
-from .model import trim_memory, load_pretrained, prepacked_weights, complete_sentences
+from .loading import load_pretrained
+from .model import complete_sentences, generate_tokens, trim_memory
 from .ppo_math import PPOError, RewardError, AdaptiveKL, explained_variance, gae, kl_k1, kl_k3, masked_mean
 from .ppo_math import masked_whiten, policy_loss, token_rewards, value_loss
-from .ppo_model import VLLMSampler, attach_value_head, gathered, enable_frozen_cache, load_classifier
-from .ppo_model import no_dropout, prepare_policy
-from .ppo_model import sample_continuous, sample_tokens, shard_like_policy, stop_ids
+from .ppo_model import VLLMSampler, attach_value_head, count_frozen_layers, gathered, load_classifier
+from .ppo_model import no_dropout, prepare_policy, sample_continuous, shard_like_policy, stop_ids
+from .training import cache_frozen_activations
 
 # %% ../nbs/08b_ppo_trainer.ipynb #b55916fd
 class ModelReward:
@@ -270,7 +271,7 @@ class PPOTrainer(Trainer):
             raise RewardError(f"{len(funcs)} reward functions but {len(self.weights)} reward_weights; give one for each.")
         self.kl_control = AdaptiveKL(args.kl_coef, args.kl_target, args.kl_horizon)
         self.reward_mean, self.reward_std = args.reward_mean, args.reward_std
-        self.rows, self.rollout_logs, self.sums, self.csv_open, self.stopped, self.vllm = None, {}, None, False, False, None
+        self.rows, self.rollout_logs, self.sums, self.csv_open, self.stopped, self.vllm, self.frozen = None, {}, None, False, False, None, None
         if args.rollouts: args.max_steps = args.rollouts*args.updates
         elif args.max_steps > 0: args.max_steps = math.ceil(args.max_steps/args.updates)*args.updates
         super().__init__(model=model, args=args, train_dataset=train_dataset, eval_dataset=eval_dataset,
@@ -279,8 +280,6 @@ class PPOTrainer(Trainer):
         self.add_callback(RolloutBoundary(args.updates))
         if in_notebook() and not args.disable_tqdm: self.add_callback(LiveCurves())
         if self.ref_model is not None: self.ref_model = shard_like_policy(self.ref_model, self.accelerator)
-        if self.ref_model is None and not any(getattr(self.accelerator.state, f"{kind}_plugin", None) for kind in ("fsdp", "deepspeed")):
-            enable_frozen_cache(self.policy)
         self.prompts = None if train_dataset is None else self.fitting(train_dataset)
 
 # %% ../nbs/08b_ppo_trainer.ipynb #cd37d544
@@ -326,7 +325,7 @@ def sample(self: PPOTrainer, batch, key) -> list:
             seed = int(np.random.default_rng((args.seed, *key, args.process_index)).integers(2**31))
             return sample_continuous(self.policy, prompts, seed, args.max_completion_length, self.stops, pad, args.temperature)
         u = np.stack([np.random.default_rng((args.seed, *key, r["row"])).random(args.max_completion_length) for r in batch])
-        return sample_tokens(self.policy, prompts, u, self.stops, pad, args.temperature)
+        return generate_tokens(self.policy, prompts, u, self.stops, pad, args.temperature)
 
 @patch
 def generate(self: PPOTrainer, rows, key) -> list[dict]:
@@ -442,7 +441,7 @@ def rollout(self: PPOTrainer, index: int) -> list[dict]:
     "Rollout number `index`: draw prompts, write, judge, measure, and work out what each token should learn"
     args, self.started = self.args, time.perf_counter()
     self.model.eval()
-    getattr(self.policy, "known", {}).clear()
+    if self.frozen is not None: self.frozen.clear()
     share = args.rollout_size//args.world_size
     numbers = prompt_order(len(self.prompts), index*args.rollout_size, args.rollout_size, args.seed)
     mine = range(args.process_index*share, (args.process_index + 1)*share)
@@ -453,8 +452,7 @@ def rollout(self: PPOTrainer, index: int) -> list[dict]:
     rows = self.compute_rewards(rows, rollout=True)
     judged = time.perf_counter()
     batches = [b for m in self.minibatches(rows, index, 0) for b in self.micro_batches(m)]  # as the first updates see them
-    with prepacked_weights(self.policy):
-        for b in batches: self.compute_logprobs([rows[i] for i in b])
+    for b in batches: self.compute_logprobs([rows[i] for i in b])
     for row in gather_object([rows[i] for b in batches for i in b]): rows[row["row"]] = row
     trim_memory()
     self.rollout_logs = {"rollout": index + 1} | self.compute_advantages(rows) | {"seconds_writing": written - self.started,
@@ -614,7 +612,11 @@ def train(self: PPOTrainer,
     if resume_from_checkpoint is True: resume_from_checkpoint = last_checkpoint(self.args.output_dir)
     if resume_from_checkpoint: self.restore(resume_from_checkpoint)
     self.csv_open = False
-    out = super(PPOTrainer, self).train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+    sharded = any(getattr(self.accelerator.state, f"{kind}_plugin", None) for kind in ("fsdp", "deepspeed"))
+    frozen = 0 if sharded or self.ref_model is not None else count_frozen_layers(self.policy)
+    with cache_frozen_activations(self.policy, frozen) as self.frozen:
+        out = super(PPOTrainer, self).train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+    self.frozen = None
     if self.args.sample_rollouts: self.write_samples(self.state.global_step//self.args.updates)
     return out
 

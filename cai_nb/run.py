@@ -93,7 +93,7 @@ def archive_folder(path):
 
 def digests(folder):
     "{file: SHA-256} of what a stage has written"
-    from cai_nb.model import file_sha256
+    from cai_nb.loading import file_sha256
     own = [p for p in sorted(folder.rglob("*")) if p.is_file() and p.name not in ("started.json", "done.json")]
     return {p.relative_to(folder).as_posix(): file_sha256(p) for p in own}
 

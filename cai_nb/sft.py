@@ -15,8 +15,9 @@ import torch
 from trl import SFTConfig, SFTTrainer
 from .chat_template import chat_format
 from .dialogue import CaiError, assistant
-from .model import extend_forward, in_four_bits, load_pretrained, lora_config, output_head, per_process
-from .model import token_logprobs, trainer_defaults, trunk_states
+from .loading import load_pretrained, output_head
+from .model import selective_logprobs, trunk_states
+from .training import extend_forward, in_four_bits, lora_config, per_process, trainer_defaults
 
 # %% ../nbs/05_sft.ipynb #b301faae
 class TrainingError(CaiError):
@@ -74,7 +75,7 @@ def _completion_logprobs(model, input_ids, labels, position_ids=None, **_):
     following = labels[:, 1:]  # padding is on the right, where a causal model never looks: no attention mask is needed
     positions = {} if position_ids is None else {"position_ids": position_ids}
     hidden = trunk_states(model, input_ids, **positions)[:, :-1][following >= 0]
-    return token_logprobs(hidden, output_head(model), following[following >= 0])
+    return selective_logprobs(output_head(model), hidden, following[following >= 0])[0]
 
 def add_completion_logprob_forward(model):
     """Let a causal language model's `forward` give the log-probabilities `(N,)` of the tokens that have a label, in place

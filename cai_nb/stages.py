@@ -61,7 +61,7 @@ def largest_divisor(n, most):
 def batch_settings(section):
     "`batch_size` and `accumulation` of a trainer's settings, for a section with batch_size and micro_batch_size"
     from cai_nb.distributed import processes
-    from cai_nb.model import per_process
+    from cai_nb.training import per_process
     each, n = per_process(section.batch_size), processes().size
     micro = largest_divisor(each, section.micro_batch_size or each)
     return {"batch_size": micro * n, "accumulation": each // micro}
@@ -216,7 +216,7 @@ boilerplate_penalty.needs_rollout = True
 def ppo_settings(recipe, parameters=0):
     "Arguments of `PPOConfig`, for a policy of that many weights"
     from cai_nb.distributed import processes
-    from cai_nb.model import trainer_defaults
+    from cai_nb.training import trainer_defaults
     o, n = recipe.ppo, processes().size
     each, rest = divmod(o.rollout_batch_size, o.minibatches * n)  # of a minibatch, in each process
     if rest:
@@ -256,7 +256,7 @@ def ppo_stage(run, folder):
 def train_by_ppo(recipe, paths, prompts, reward, folder):
     "PPO with the recipe's settings, in every process that there is; returns its log and its number of steps"
     from transformers import PrinterCallback
-    from cai_nb.model import in_four_bits, lora_config
+    from cai_nb.training import in_four_bits, lora_config
     from cai_nb.ppo import PPOConfig, PPOTrainer
     from cai_nb.preference import PreferenceModel
     from cai_nb.records import Records

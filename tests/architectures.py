@@ -133,7 +133,8 @@ def check_lora(folder, out):
     "Every linear map of the upper half of the decoder's layers gets an adapter, and nothing else does."
     from peft import get_peft_model
 
-    from cai_nb.model import load_pretrained, lora_config
+    from cai_nb.loading import load_pretrained
+    from cai_nb.training import lora_config
 
     model = load_pretrained(folder, dtype="float32")[0]
     want = linear_maps(model)
@@ -202,8 +203,9 @@ def check_preference(folder, out):
 
 def check_ppo(folder, out):
     "Log-probabilities of policy and reference as one forward pass of the whole model gives them, before and after updates."
-    from cai_nb.model import LanguageModel, lora_config
+    from cai_nb.model import LanguageModel
     from cai_nb.ppo import PPOConfig, PPOTrainer
+    from cai_nb.training import lora_config
 
     lm, theirs = LanguageModel.load(folder, dtype="float32"), plain(folder)
     args = PPOConfig(str(out / "ppo"), rollouts=2, per_device_train_batch_size=4, num_mini_batches=1, max_completion_length=6, temperature=0.7,

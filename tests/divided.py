@@ -30,9 +30,9 @@ def allow_fsdp():
 
 def allow_deepspeed():
     "The same for DeepSpeed, which must not hear of `use_cpu`"
-    import cai_nb.model as model
+    import cai_nb.training as training
 
-    begin, defaults = state.PartialState.__init__, model.trainer_defaults
+    begin, defaults = state.PartialState.__init__, training.trainer_defaults
 
     def init(self, cpu=False, backend=None, **settings):
         begin(self, cpu=False, **settings)
@@ -40,7 +40,7 @@ def allow_deepspeed():
         self.process_index = self.local_process_index = int(os.environ["RANK"])
 
     state.PartialState.__init__ = init
-    model.trainer_defaults = lambda n=0: defaults(n) | {"use_cpu": False, "ddp_backend": None}
+    training.trainer_defaults = lambda n=0: defaults(n) | {"use_cpu": False, "ddp_backend": None}
 
 
 def asked(name):
@@ -52,10 +52,11 @@ def learn(model, out):
     from test_preference import comparison
 
     from cai_nb.dialogue import assistant, user
-    from cai_nb.model import LanguageModel, lora_config, trainer_defaults
+    from cai_nb.model import LanguageModel
     from cai_nb.ppo import PPOConfig, PPOTrainer
     from cai_nb.preference import PreferenceSettings, train_preference_model
     from cai_nb.sft import SFTSettings, finetune
+    from cai_nb.training import lora_config, trainer_defaults
 
     words = ("tea", "rain", "moss", "bread", "a kettle of soup", "x", "yes and no", "trains")
     examples = [{"prompt": [user(f"Say {w}")], "completion": [assistant(f"Yes, {w}!")], "learn_end": w != "x"} for w in words]

@@ -7,7 +7,8 @@ import torch
 from architectures import ARCHITECTURES, COMPLETIONS, PROMPTS, STAGES, check, check_option_logprobs, logprobs_of, model_folder, plain
 
 from cai_nb import sft
-from cai_nb.model import LanguageModel, ModelError, output_head, trunk_states
+from cai_nb.loading import ModelError, output_head
+from cai_nb.model import LanguageModel, trunk_states
 from cai_nb.ppo_model import attach_value_head
 
 REFUSED = {("Granite", "preference model"), ("Cohere", "preference model")}  # transformers has no classifier of theirs

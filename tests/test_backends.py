@@ -139,7 +139,8 @@ def test_vllm_gives_the_same_verbs_through_its_real_signatures(vllm, model, fold
 def test_vllm_serves_the_merged_adapter(vllm, folder, tmp_path, monkeypatch):
     from peft import get_peft_model
 
-    from cai_nb.model import load_pretrained, lora_config
+    from cai_nb.loading import load_pretrained
+    from cai_nb.training import lora_config
 
     monkeypatch.setenv("CAI_NB_CACHE", str(tmp_path / "cache"))
     base, _, _ = load_pretrained(folder, dtype="float32", device="cpu")

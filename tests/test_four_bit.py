@@ -8,12 +8,14 @@ from bitsandbytes.functional import dequantize_4bit
 from tiny import tiny_folder
 
 from cai_nb.dialogue import assistant, user
-from cai_nb.model import LanguageModel, ModelError, in_four_bits, linear_names, load_pretrained, lora_config
+from cai_nb.loading import ModelError, load_pretrained
+from cai_nb.model import LanguageModel
 from cai_nb.ppo import PPOConfig, PPOTrainer
 from cai_nb.preference import PreferenceModel, PreferenceSettings, train_preference_model
 from cai_nb.plan import plan, plan_text
 from cai_nb.recipe import RecipeError, load_recipe
 from cai_nb.sft import SFTSettings, finetune
+from cai_nb.training import in_four_bits, linear_names, lora_config
 
 WORDS = ("tea", "rain", "moss", "bread")
 EXAMPLES = [{"prompt": [user(f"Say {w}")], "completion": [assistant(f"Yes, {w}!")]} for w in WORDS]

@@ -39,7 +39,7 @@ def test_its_script_installs_with_the_network_closed(made, tmp_path):
             (tmp_path / path.name).symlink_to(path)
     text = install(out, PYTHONPATH=str(tmp_path))
     assert "All is there" in text and "in the cache, from PyPI" in text and str(out) in text
-    program = ("import cai_nb; from cai_nb.model import default_model; from cai_nb.report import gather, render; "
+    program = ("import cai_nb; from cai_nb.loading import default_model; from cai_nb.report import gather, render; "
                "assert 'This stage has not run' in render(gather('nowhere')); print(cai_nb.__file__, default_model())")
     asked = [str(out / ".venv" / "bin" / "python"), "-c", program]
     here = closed(out / "home") | {"PYTHONPATH": str(tmp_path)}

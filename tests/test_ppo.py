@@ -15,11 +15,11 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, TrainerCallback
 
-from cai_nb.model import lora_config
 from cai_nb import ppo, ppo_model
 from cai_nb.dialogue import user
 from cai_nb.ppo import PPOConfig, PPOError, PPOTrainer, RewardError
 from cai_nb.ppo_math import optimal_policy
+from cai_nb.training import lora_config
 
 TEMPLATE = ("{% for m in messages %}<{{ m['role'] }}> {{ m['content'] }} <end> {% endfor %}"
             "{% if add_generation_prompt %}<assistant>{% endif %}")

@@ -31,7 +31,7 @@ def comparison(i, p=0.8, good="Yes. Gladly!", bad="no"):
 def make_trainer(folder, tmp_path, rows, cls=SoftRewardTrainer, **more):
     from datasets import Dataset
     from trl import RewardConfig
-    from cai_nb.model import trainer_defaults
+    from cai_nb.training import trainer_defaults
     model, tokenizer, _ = sequence_classifier(folder, dtype="float32")
     torch.manual_seed(1)
     torch.nn.init.normal_(model.score.weight)

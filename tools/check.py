@@ -129,7 +129,7 @@ def check_readme(args):
 
 def check_model(args):
     "the default model is there (fetched now, if the cache is empty)"
-    print(run([sys.executable, "-c", "from cai_nb.model import default_model; print(default_model())"], ROOT).strip())
+    print(run([sys.executable, "-c", "from cai_nb.loading import default_model; print(default_model())"], ROOT).strip())
 
 
 def execute(path, env):

@@ -168,7 +168,7 @@ def _pick(x, tokens): return x.gather(1, tokens[:, None])[:, 0]
     "that is the logit; a log-probability is normalised": lambda x, y, T: _pick(x/T, y),
     "that is the probability, without its logarithm": lambda x, y, T: _pick((x/T).softmax(-1), y)})
 def logprobs_at(logits, tokens, temperature):
-    from cai_nb.ppo_model import selective_logprobs
+    from cai_nb.model import selective_logprobs
     return selective_logprobs(lambda hidden: hidden, logits, tokens, temperature)[0]
 
 # %% ../../nbs/13c_answers_ppo.ipynb #d2d8deda

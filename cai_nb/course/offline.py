@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 from ..dialogue import CaiError, data_path
-from ..model import WHEEL, WHEEL_SHA256, file_sha256
+from ..loading import WHEEL, WHEEL_SHA256, file_sha256
 
 # %% ../../nbs/12a_offline.ipynb #0ff10006
 class BundleError(CaiError):
