@@ -93,13 +93,9 @@ def guessed(critic, asked, constitution):
 def guess_row(name, critic, asked, constitution, groups):
     ranks, probs, choices = guessed(critic, asked, constitution)
     right, rank, sure = bootstrap(ranks == 1, groups), bootstrap(ranks, groups), bootstrap(probs, groups)
-    by_principle = {}
-    for (*_, id), r in zip(asked, ranks):
-        hits, n = by_principle.get(id, (0, 0))
-        by_principle[id] = (hits + int(r == 1), n + 1)
     return {"critiques": name, "accuracy": right.mean, "low": right.low, "high": right.high, "chance": 1 / choices,
             "mean_rank": rank.mean, "rank_low": rank.low, "rank_high": rank.high, "chance_rank": (choices + 1) / 2,
-            "mean_prob": sure.mean, "prompts": right.n, "n": len(asked), "by_principle": by_principle}  # fmt: skip
+            "mean_prob": sure.mean, "prompts": right.n, "n": len(asked)}  # fmt: skip
 
 
 def main():
@@ -127,7 +123,7 @@ def main():
     written = [(e.messages, e.response, e.critique, p.id) for p, e in constitution.exemplars("heldout") if p.critique]
     guesses = [guess_row("the critic's own, way (a)", critic, asked, constitution, ids * args.seeds),
                guess_row("written, of held-out exemplars", critic, written, constitution, None)]  # fmt: skip
-    show([{k: v for k, v in row.items() if k != "by_principle"} for row in guesses])
+    show(guesses)
     write(args.json, rows=rows, guesses=guesses, examples=examples, seeds=list(range(args.seeds)),
           command=f"benchmarks/critic_principles.py --n {args.n} --seeds {args.seeds}")  # fmt: skip
 
