@@ -127,7 +127,8 @@ def sequence_classifier(name: str = "default",  # default, folder or hub id
         model = None
     if not hasattr(model, "score"):
         raise PreferenceError(f"{name}: transformers has no classifier with a score head for models of the type "
-                              f"{config.model_type}; take another model for this stage, such as Llama, Qwen, Gemma or Mistral.")
+                              f"{config.model_type}; take another model for this stage, such as Llama, Qwen, Gemma "
+                              "or Mistral.")
     setattr(model, model.base_model_prefix, getattr(causal, causal.base_model_prefix))
     model.score = ScoreHead(config.get_text_config().hidden_size, len(heads)).to(causal.device)
     return model.eval(), tokenizer, ident
@@ -349,7 +350,7 @@ def train_preference_model(model_name: str,   # default, folder or hub id
             _start_from_probe(PreferenceModel(model, tokenizer), train_rows, [kept[i] for i in train], s.seed)
         trainer = _trainer(model, tokenizer, train_rows, out, s, lora)
         trainer.train()
-        weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # a collective call: each may hold a part
+        weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # a collective call
         curve = [{"step": h["step"], "loss": h["loss"]} for h in trainer.state.log_history if "loss" in h]
         scorer = PreferenceModel(trainer.model, tokenizer, heads=heads)
         about, held_rows, measured = _examine(scorer, kept, held, s.seed)
