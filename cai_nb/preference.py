@@ -461,8 +461,8 @@ def _saved_head(path):
             head = [k for k in tensors.keys() if k.endswith("score.weight")]
             if head:
                 return tensors.get_tensor(head[0])
-    raise PreferenceError(f"{path} has no score head (no score.weight in its safetensors files), so its scores would be "
-                          "arbitrary; train the preference model again.")
+    raise PreferenceError(f"{path} has no score head (no score.weight in its safetensors files), so its scores would "
+                          "be arbitrary; train the preference model again.")
 
 @patch(cls_method=True)
 def load(cls: PreferenceModel,
