@@ -140,7 +140,8 @@ def sequence_classifier(name: str = "default",  # default, folder or hub id
         model = None
     if not hasattr(model, "score"):
         raise PreferenceError(f"{name}: transformers has no classifier with a score head for models of the type "
-                              f"{config.model_type}; take another model for this stage, such as Llama, Qwen, Gemma or Mistral.")
+                              f"{config.model_type}; take another model for this stage, such as Llama, Qwen, Gemma "
+                              "or Mistral.")
     setattr(model, model.base_model_prefix, getattr(causal, causal.base_model_prefix))
     model.score = ScoreHead(config.get_text_config().hidden_size, len(heads)).to(causal.device)
     return model.eval(), tokenizer, ident
@@ -355,7 +356,7 @@ def train_preference_model(model_name: str,   # default, folder or hub id
             _start_from_probe(PreferenceModel(model, tokenizer), train_rows, [kept[i] for i in train], s.seed)
         trainer = _trainer(model, tokenizer, train_rows, out, s, lora)
         trainer.train()
-        weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # a collective call: each may hold a part
+        weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # a collective call
         curve = [{"step": h["step"], "loss": h["loss"]} for h in trainer.state.log_history if "loss" in h]
         scorer = PreferenceModel(trainer.model, tokenizer, heads=heads)
         about, held_rows, measured = _examine(scorer, kept, held, s.seed)
@@ -466,8 +467,8 @@ def _saved_head(path):
             head = [k for k in tensors.keys() if k.endswith("score.weight")]
             if head:
                 return tensors.get_tensor(head[0])
-    raise PreferenceError(f"{path} has no score head (no score.weight in its safetensors files), so its scores would be "
-                          "arbitrary; train the preference model again.")
+    raise PreferenceError(f"{path} has no score head (no score.weight in its safetensors files), so its scores would "
+                          "be arbitrary; train the preference model again.")
 
 @patch(cls_method=True)
 def load(cls: PreferenceModel,
