@@ -2,13 +2,13 @@
 
     python benchmarks/label_accuracy.py                                        the bundled held-out pairs
     python benchmarks/label_accuracy.py --comparisons FILE                     the paper's comparisons, or hh-rlhf
-    python benchmarks/label_accuracy.py --comparisons FILE --exemplars FILE    a judge learns from pairs of that kind too
+    python benchmarks/label_accuracy.py --comparisons FILE --exemplars FILE    a judge learns from such pairs too
 
 Where --exemplars is the file of --comparisons, the judge is cross-validated: five parts, no prompt in two of them.
-A judge of such pairs reads seven layers and, after each response, the state in which the model would say whether it was a
-good one; the rows "plain probe" read three layers of the response alone, as the pipeline's judge does.
-Accuracy counts p = 0.5 as half right; the interval is Wilson's, 95 %. Each row keeps its calibration bins and, where the pairs
-tell, the accuracy on harmful and on benign prompts.
+A judge of such pairs reads seven layers and, after each response, the state in which the model would say whether it
+was a good one; the rows "plain probe" read three layers of the response alone, as the pipeline's judge does.
+Accuracy counts p = 0.5 as half right; the interval is Wilson's, 95 %. Each row keeps its calibration bins and, where
+the pairs tell, the accuracy on harmful and on benign prompts.
 """
 
 import json
@@ -51,7 +51,8 @@ def asked(lm, pairs, both, few, names):
         "The same with its scale fitted on training pairs of the constitution"
         known = as_pairs(labelled_pairs(both, "train", exemplars=False))[:60]
         first = way(lm, known, both, **settings)
-        odds = [np.log(r["p_first"] / (1 - r["p_first"])) * (1 if p["better"] == 0 else -1) for r, p in zip(first, known)]
+        odds = [np.log(r["p_first"] / (1 - r["p_first"])) * (1 if p["better"] == 0 else -1)
+                for r, p in zip(first, known)]  # fmt: skip
         return way(lm, pairs, both, scale=max(fit_temperature(odds), 1e-3), **settings)
 
     some, reasoned = pairs[:few], []
@@ -71,10 +72,14 @@ def asked(lm, pairs, both, few, names):
             out += over_principles(lambda p, c: multiple_choice(lm, p, c), mine, c, n) if mine else []
         return out
 
+    def exemplars(n, pick):
+        "A function that asks with n exemplars before the question"
+        return lambda: multiple_choice(lm, some, both, exemplars=n, pick=pick)
+
     ways = {
         "multiple choice, one order": lambda: multiple_choice(lm, pairs, both, both_orders=False),
         "multiple choice": lambda: multiple_choice(lm, pairs, both),
-        **{f"multiple choice, {n} exemplars, {pick}": (lambda n=n, pick=pick: multiple_choice(lm, some, both, exemplars=n, pick=pick))
+        **{f"multiple choice, {n} exemplars, {pick}": exemplars(n, pick)
            for n in (1, 2, 4, 8) for pick in ("random", "similar")},
         "chain of thought, unclamped": lambda: thought(None),
         "chain of thought, clamped": lambda: thought((0.4, 0.6)),
@@ -140,7 +145,8 @@ def curve(lm, x, y, source, same, layers, question, name):
             if n == "all":
                 break
         mean = {k: float(np.mean([f[k] for f in found])) for k in ("accuracy", "low", "high", "calibration_error")}
-        yield {"method": f"{name}, {len(source) if n == 'all' else n} pairs of this kind", **mean, "n": found[0]["n"], "draws": len(found)}
+        count = len(source) if n == "all" else n
+        yield {"method": f"{name}, {count} pairs of this kind", **mean, "n": found[0]["n"], "draws": len(found)}
 
 
 def describe(records, pairs):
@@ -153,7 +159,8 @@ def describe(records, pairs):
         return r["label"] if r["chosen"][0]["content"] == pair["responses"][pair["better"]] else 1 - r["label"]
 
     kinds = {kind: [right(r) for r in records if kind_of(of[r["id"]]) == kind] for kind in KINDS}
-    apart = {kind: {k: v for k, v in accuracy(p).items() if k in ("accuracy", "low", "high", "n")} for kind, p in kinds.items() if p}
+    apart = {kind: {k: v for k, v in accuracy(p).items() if k in ("accuracy", "low", "high", "n")}
+             for kind, p in kinds.items() if p}  # fmt: skip
     p = [right(r) for r in records]
     return {**accuracy(p), "bins": calibration_bins(p), "kinds": apart if len(apart) > 1 else {}}
 
@@ -170,7 +177,9 @@ def main():
         limit={"type": int, "help": "pairs for all the others; default: all"},
     )  # fmt: skip
     lm, both = LanguageModel.load(args.model), Ensemble([(n, 1) for n in NAMES])
-    labelled = load_comparisons(args.comparisons) if args.comparisons else labelled_pairs(both, "heldout", exemplars=False)
+    labelled = labelled_pairs(both, "heldout", exemplars=False)
+    if args.comparisons:
+        labelled = load_comparisons(args.comparisons)
     pairs = as_pairs(labelled[: args.limit])
     pairs = [p | {"principle": p["principle"] or None} for p in pairs]
     rows = []

@@ -2,9 +2,10 @@
 
     python benchmarks/label_carry.py [--limit N] [--json OUT]
 
-The bundled training pairs are labelled in several ways, and a preference model learns from each: here its fast form, the best
-linear head on the frozen trunk's last state (notebook 07). It is measured against the truth on the bundled held-out pairs. The judge's
-labels are those of cross-validation: of each pair by a judge that did not see it. Intervals are 95 %.
+The bundled training pairs are labelled by several methods, and a preference model learns from each: here its fast form,
+the best linear head on the frozen trunk's last state (notebook 07). It is measured against the truth on the bundled
+held-out pairs. The judge's labels are those of cross-validation: of each pair by a judge that did not see it.
+Intervals are 95 %.
 """
 
 import json
@@ -13,6 +14,7 @@ import sys
 import numpy as np
 from bench import arguments, show, write
 from label_accuracy import KINDS, NAMES
+from scipy.special import expit
 
 from cai_nb.constitution import Ensemble
 from cai_nb.dialogue import CaiError, assistant
@@ -52,27 +54,31 @@ def main():
     args = arguments(__doc__, model={"default": "default"}, limit={"type": int, "help": "training pairs; default: all"})
     lm, labelled = LanguageModel.load(args.model), labelled_pairs(NAMES, "train", exemplars=False)[: args.limit]
     held, pairs = labelled_pairs(NAMES, "heldout", exemplars=False), as_pairs(labelled)
-    ways = {name: np.array([p[x["id"]] if x["better"] == 0 else 1 - p[x["id"]] for x in pairs]) for name, p in asked(lm, pairs).items()}
+    ways = {name: np.array([p[x["id"]] if x["better"] == 0 else 1 - p[x["id"]] for x in pairs])
+            for name, p in asked(lm, pairs).items()}  # fmt: skip
     ways |= {"a judge for each kind": label_unseen(lm, labelled), "the truth": np.ones(len(labelled))}
     model, tokenizer, _ = sequence_classifier(args.model)
     reader = PreferenceModel(model, tokenizer)
 
     def read(items):
         "(N, H) differences of last states, better − worse"
-        x = [reader.hidden([encode_dialogue([*j["prompt"], assistant(j[k])], tokenizer) for j in items]) for k in ("better", "worse")]
-        return x[0] - x[1]
+        dialogues = {k: [[*j["prompt"], assistant(j[k])] for j in items] for k in ("better", "worse")}
+        x = {k: reader.hidden([encode_dialogue(d, tokenizer) for d in some]) for k, some in dialogues.items()}
+        return x["better"] - x["worse"]
 
     d, d_held, rows = read(labelled), read(held), []
     groups = np.unique([json.dumps(j["prompt"]) for j in labelled], return_inverse=True)[1]
     for name, p in ways.items():
         right = accuracy(p)
         for how, labels in {
-            "soft": p, "hard": [make_label(x, "hard") for x in p], "clamped": [make_label(x, clamp=(0.4, 0.6)) for x in p],
-        }.items():  # fmt: skip
+            "soft": p,
+            "hard": [make_label(x, "hard") for x in p],
+            "clamped": [make_label(x, clamp=(0.4, 0.6)) for x in p],
+        }.items():
             if name == "the truth" and how != "soft":
                 continue
             w = soft_probe(d, labels, groups)
-            m = preference_metrics(1 / (1 + np.exp(-(d_held @ w))), np.ones(len(held)))
+            m = preference_metrics(expit(d_held @ w), np.ones(len(held)))
             rows.append({"labels by": name, "labels": how, "right labels": right["accuracy"], "of": right["n"],
                          **{k: m[k] for k in ("agreement", "low", "high", "n", "cross_entropy", "calibration_error")}})
             show(rows[-1:])

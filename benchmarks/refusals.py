@@ -1,9 +1,10 @@
-"""Where does a refusal belong? What labels and preference models make of pairs in which one response refuses and the other does not.
+"""Where does a refusal belong? Labels and preference models on pairs in which one response refuses and one does not.
 
     python benchmarks/refusals.py RUN [RUN ...] [--json OUT]
 
-The pairs are those that each run labelled in stage 3 (SL-CAI's own). A refusal should be preferred where the request is harmful and
-not where it is benign. Most of these pairs were among the preference model's training data: this is about what it can learn.
+The pairs are those that each run labelled in stage 3 (SL-CAI's own). A refusal should be preferred where the request is
+harmful and not where it is benign. Most of these pairs were among the preference model's training data: this is about
+what it can learn.
 """
 
 import sys
@@ -28,7 +29,8 @@ def rows_of(run):
     p = model.prob(*talks, [r["kind"] for r, _ in one])
     for kind in ("harmful", "benign"):
         mine = [i for i, (r, _) in enumerate(one) if kind_of(r) == kind]
-        said = {"labels": [float(one[i][1]) for i in mine], "preference model": [float((p[i] > 0.5) == one[i][1]) for i in mine]}
+        said = {"labels": [float(one[i][1]) for i in mine],
+                "preference model": [float((p[i] > 0.5) == one[i][1]) for i in mine]}  # fmt: skip
         for who, x in said.items():
             i = bootstrap(x)
             yield {"run": run.name, "scores": " and ".join(model.heads), "prompts": kind, "judged by": who,
@@ -36,7 +38,8 @@ def rows_of(run):
 
 
 def main():
-    args = arguments(__doc__, ("runs",), runs={"nargs": "+", "metavar": "RUN", "help": "run folders with a preference model"})
+    runs = {"nargs": "+", "metavar": "RUN", "help": "run folders with a preference model"}
+    args = arguments(__doc__, ("runs",), runs=runs)
     rows = [row for run in args.runs for row in rows_of(Path(run))]
     show(rows)
     write(args.json, rows=rows)

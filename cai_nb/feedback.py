@@ -20,7 +20,7 @@ from .duplicates import similarity
 from .pairs import same_text
 
 # %% ../nbs/06_feedback.ipynb #284f5128
-ANSWER = "The answer is: ("  # how the reply is begun
+ANSWER = "The answer is: ("  # how the reply starts
 
 
 class FeedbackError(CaiError):
@@ -95,7 +95,7 @@ def comparison_questions(
 def option_probs(
     model,
     dialogues,  # what `comparison_questions` gives
-    prefix=ANSWER,  # how the reply is begun: a text, or one for each dialogue
+    prefix=ANSWER,  # how the reply starts: a text, or one for each dialogue
     batch_size: int = 32,
 ):  # (N,) P(first response is better), and log-probabilities of A and B, (orders, N, 2)
     "Ask the multiple choice and average over the orders."
@@ -139,9 +139,7 @@ def multiple_choice(
             for i, pair in enumerate(pairs)]
 
 # %% ../nbs/06_feedback.ipynb #3b8ae937
-def position_bias(
-    records,  # of `multiple_choice`, asked in both orders
-) -> dict:
+def position_bias(records) -> dict:  # records of `multiple_choice`, asked in both orders
     "How far the position of a response decides; a tie counts as half an (A)."
     logp = np.array([[r["logprobs"]["first"], r["logprobs"]["second"]] for r in records])  # (N, orders, letters)
     a = np.where(logp[..., 0] == logp[..., 1], 0.5, logp[..., 0] > logp[..., 1])
@@ -181,14 +179,14 @@ def _good_and_bad(principle):
     return principle.better, principle.worse
 
 # %% ../nbs/06_feedback.ipynb #4d7a1359
-REASON = "Let's think step by step:"  # how reasoning is begun
+REASON = "Let's think step by step:"  # how reasoning starts
 _NAMED = re.compile(r"\bthe (better|worse) (?:answer|response|one|letter|line|note|script|speech)\b", re.I)
 
 
 def select_exemplars(
     pair, constitution,
     n: int,  # how many
-    pick: str = "random",  # "random": one draw for all pairs, as in the paper; "similar": by words shared with the prompt
+    pick: str = "random",  # one draw for all pairs, as in the paper; or "similar": by words shared with the prompt
     seed: int = 0,
 ) -> list:  # of (principle, labelled pair of the constitution)
     "Exemplars to show before the question about a pair: from the training split, and never about the same prompt."
@@ -313,8 +311,7 @@ def ensemble(
         out.append(comparison_record(
             pair, mean, "ensemble", label_type, clamp, disagreement=float(np.sqrt(w @ (p - mean)**2/w.sum())),
             principles=sorted({i for r in each for i in r["principles"]}), constitution=each[0]["constitution"],
-            model=each[0]["model"],
-            members=[{k: r[k] for k in ("method", "model", "principles", "p_first")} for r in each]))
+            model=each[0]["model"], members=[{k: r[k] for k in ("method", "model", "principles", "p_first")} for r in each]))
     return out
 
 
@@ -332,9 +329,8 @@ def over_principles(
             mine[constitution.draw(f"{pair['id']}/{draws}", seed=seed, use="comparison").id] = True
             draws += 1
         drawn[pair["id"]] = list(mine)
-    members = [label_pairs([{**pair, "principle": drawn[pair["id"]][k]} for pair in pairs], constitution)
-               for k in range(n)]
-    return ensemble(pairs, members, **settings)
+    members = [[{**pair, "principle": drawn[pair["id"]][k]} for pair in pairs] for k in range(n)]
+    return ensemble(pairs, [label_pairs(mine, constitution) for mine in members], **settings)
 
 # %% ../nbs/06_feedback.ipynb #b13b78db
 def label_all(

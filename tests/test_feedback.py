@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from tiny import tiny_folder
 
-from cai_nb.constitution import Constitution, Exemplar, LabelledPair, Principle
+from cai_nb.constitution import Constitution, Exemplar, JudgedPair, Principle
 from cai_nb.dialogue import CaiError, user
 from cai_nb.feedback import (
     ANSWER,
@@ -117,7 +117,8 @@ def test_a_model_that_always_says_a_learns_nothing_from_both_orders():
     records = multiple_choice(Scripted(says="A"), PAIRS, CONSTITUTION)
     assert [r["p_first"] for r in records] == pytest.approx([0.5] * 6)
     bias = position_bias(records)
-    assert bias["rate_a"] == 1 and bias["position_bias_rate"] == 1 and bias["residual_probability"] == pytest.approx(0.1)
+    assert bias["rate_a"] == 1 and bias["position_bias_rate"] == 1
+    assert bias["residual_probability"] == pytest.approx(0.1)
     one = multiple_choice(Scripted(says="A"), PAIRS, CONSTITUTION, both_orders=False)
     assert [r["p_first"] for r in one] == pytest.approx([8 / 9] * 6) and list(one[0]["logprobs"]) == ["first"]
 
@@ -231,11 +232,13 @@ def test_weights_count_like_copies():
 def test_each_kind_of_prompt_has_its_judge(model, tmp_path):
     "On harmful prompts 'no' is the better answer, on harmless ones 'yes': one judge cannot learn both, two can"
     words = [f"{w} {i}" for i in range(2) for w in WORDS[:10]]
+    sides = {"benign": ("better", "worse"), "harmful": ("worse", "better")}
     rows = [{"id": f"{kind}{k}", "kind": kind, "prompt": [user(f"Say {w}?")], "labelled": True,
-             **dict(zip(("better", "worse") if kind == "benign" else ("worse", "better"), ("yes yes gladly", "no no never")))}
+             **dict(zip(sides[kind], ("yes yes gladly", "no no never")))}
             for k, w in enumerate(words) for kind in ("harmful", "benign")]
     judges = Judges.fit(model, rows, layers=(2, 4), question="Good?")
-    pairs = [{"id": f"{kind}-{k}", "kind": kind, "prompt": [user(f"And {w}?")], "responses": ["no no never", "yes yes gladly"]}
+    pairs = [{"id": f"{kind}-{k}", "kind": kind, "prompt": [user(f"And {w}?")],
+              "responses": ["no no never", "yes yes gladly"]}
              for k, w in enumerate(WORDS[10:14]) for kind in ("harmful", "benign", "over_refusal")]
     records = judges.label_pairs(pairs, CONSTITUTION)
     assert [r["id"] for r in records] == [p["id"] for p in pairs]
@@ -245,7 +248,7 @@ def test_each_kind_of_prompt_has_its_judge(model, tmp_path):
     assert again.each["benign"].question == "Good?"
     again = again.label_pairs(pairs, CONSTITUTION)
     assert [r["p_first"] for r in again] == pytest.approx([r["p_first"] for r in records], abs=1e-6)
-    few = Judges.fit(model, labelled_pairs(CONSTITUTION), layers=(2,))  # its pairs are of one kind: the other learns from all
+    few = Judges.fit(model, labelled_pairs(CONSTITUTION), layers=(2,))  # pairs of one kind: the other learns from all
     assert len({j.report["n"] for j in few.each.values()}) == 1
 
 
@@ -262,7 +265,8 @@ class Certain:
         return np.array([[0.0, -2000.0] if y else [-2000.0, 0.0] for y in yes])
 
     def score(self, prompts, texts, **_):
-        return [SimpleNamespace(per_token=2000.0 * (t == "far" and "Calm" in p[0]["content"])) for p, t in zip(prompts, texts)]
+        return [SimpleNamespace(per_token=2000.0 * (t == "far" and "Calm" in p[0]["content"]))
+                for p, t in zip(prompts, texts)]
 
 
 def test_log_odds_beyond_what_exp_can_hold_are_labels_all_the_same():
@@ -290,16 +294,17 @@ def test_reasons_speak_in_the_letters_that_were_dealt():
     reason = "The better response warns; the worse one jokes, and the better one's tone is kind."
     assert reason_with_letters(reason, "A") == "(A) warns; (B) jokes, and (A)'s tone is kind."
     assert reason_with_letters(reason, "B") == "(B) warns; (A) jokes, and (B)'s tone is kind."
-    answer = "While the worse answer lectures, the better answer's list helps. The better letter ends better, for better pay."
+    answer = ("While the worse answer lectures, the better answer's list helps. "
+              "The better letter ends better, for better pay.")
     assert reason_with_letters(answer, "A") == "While (B) lectures, (A)'s list helps. (A) ends better, for better pay."
 
 
 def test_no_bundled_reason_names_the_solution_in_words():
-    "An exemplar's reasoning may say (A) or (B): who reads the question cannot know yet which one is 'the better answer'"
+    "An exemplar's reasoning may say (A) or (B): a reader of the question cannot know yet which is 'the better answer'"
     pairs = [(p, j) for name in BUNDLED for p, j in Constitution.load(name).pairs()]
     named = re.compile(r"\bthe (?:better|worse) \w+", re.I)
     assert sum(bool(named.search(j.reason)) for _, j in pairs) > 500
-    for (p, j), letter in zip(pairs, "AB" * len(pairs)):
+    for (_, j), letter in zip(pairs, "AB" * len(pairs)):
         told = reason_with_letters(j.reason, letter)
         assert not named.search(told), (j.id, told)
     texts = [m["content"] for m in exemplar_turns(pairs, reasons=True)[1::2]]
@@ -315,7 +320,8 @@ def test_no_bundled_reason_names_the_solution_in_words():
 def test_no_bundled_reason_speaks_of_an_order_that_nobody_sees():
     for name in BUNDLED:
         for _, j in Constitution.load(name).pairs():
-            sides = re.findall(r"^The (?:first|second)\b|[;,] the (?:first|second|other)? ?(?:first|second)\b", j.reason)
+            named = r"^The (?:first|second)\b|[;,] the (?:first|second|other)? ?(?:first|second)\b"
+            sides = re.findall(named, j.reason)
             assert not sides, (j.id, j.reason)
 
 
@@ -365,13 +371,15 @@ class Thinker(Scripted):
 
 
 def test_chain_of_thought_is_kept_clamped_and_counted():
-    thoughts = {"q0/0": "It is kind. The answer is: (B)", "q0/1": "It goes on and on…", "q1/0": "Short.", "q1/1": "Also."}
+    thoughts = {"q0/0": "It is kind. The answer is: (B)", "q0/1": "It does not end…",
+                "q1/0": "Short.", "q1/1": "Also."}
     model = Thinker(thoughts)
     clamped = chain_of_thought(model, PAIRS[:2], CONSTITUTION, exemplars=0)
     assert [r["reasoning_completed"] for r in clamped] == [[True, False], [True, True]]
     assert clamped[0]["reasoning"][0] == "It is kind." and model.prefixes[0] == f"{REASON} It is kind.\n\n{ANSWER}"
     assert all(0.4 <= r["label"] <= 0.6 and r["clamp"] == [0.4, 0.6] for r in clamped)
-    one = [chain_of_thought(model, PAIRS[:2], CONSTITUTION, exemplars=0, both_orders=False, clamp=c)[0]["label"] for c in ((.4, .6), None)]
+    one = [chain_of_thought(model, PAIRS[:2], CONSTITUTION, exemplars=0, both_orders=False, clamp=c)[0]["label"]
+           for c in ((0.4, 0.6), None)]
     assert one[0] == 0.6 < one[1]
     assert cut_reasoning("", True) == ("", True)
 
@@ -406,7 +414,8 @@ def test_pointwise_scores_belong_to_the_response(model):
     records = pointwise(model, PAIRS, CONSTITUTION, scale=2.0, words=("A", "B"))
     for pair, r in zip(PAIRS, records):
         principle = [CONSTITUTION[r["principles"][0]]]
-        own = [pointwise_scores(model, [pair["prompt"]], [t], principle, words=("A", "B"))[0] for t in pair["responses"]]
+        own = [pointwise_scores(model, [pair["prompt"]], [t], principle, words=("A", "B"))[0]
+               for t in pair["responses"]]
         assert r["scores"] == pytest.approx(own, abs=1e-4)
         assert r["p_first"] == pytest.approx(1 / (1 + np.exp(-2 * (own[0] - own[1]))), abs=1e-5)
 
@@ -458,7 +467,8 @@ def test_public_comparisons_are_read_in_both_formats(tmp_path):
     with pytest.warns(UserWarning):
         mixed = labelled_comparisons(str(tmp_path / "people.jsonl"), label=0.8, limit=1)
     assert [(r["label"], r["chosen"][0]["content"]) for r in mixed] == [(0.8, "Hello!")]
-    for text, words in (("{}\n", "line 1: no comparison"), ("[\n", "no JSON lines"), ("", "no comparison of two responses")):
+    for text, words in (("{}\n", "line 1: no comparison"), ("[\n", "no JSON lines"),
+                        ("", "no comparison of two responses")):
         (tmp_path / "bad.jsonl").write_text(text)
         with pytest.raises(CaiError, match=words):
             load_comparisons(tmp_path / "bad.jsonl")
@@ -470,7 +480,8 @@ def test_records_are_json(judge, model):
     keys = {"id", "kind", "category", "prompt", "chosen", "rejected", "label", "method", "principles", "constitution",
             "model"}
     for r in [*judge.label_pairs(PAIRS, CONSTITUTION), *multiple_choice(model, PAIRS, CONSTITUTION, exemplars=2),
-              *chain_of_thought(model, PAIRS, CONSTITUTION, max_tokens=4), *pointwise(model, PAIRS, CONSTITUTION, words=("A", "B")),
+              *chain_of_thought(model, PAIRS, CONSTITUTION, max_tokens=4),
+              *pointwise(model, PAIRS, CONSTITUTION, words=("A", "B")),
               *contrastive_log_likelihood(model, PAIRS, CONSTITUTION)]:
         assert json.loads(json.dumps(r, allow_nan=False)) == r
         assert keys <= set(r)
