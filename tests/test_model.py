@@ -1,6 +1,5 @@
 """The three verbs: independent of neighbours, equal to the plain computation, clear about what they refuse."""
 
-import functools
 import hashlib
 import zipfile
 
