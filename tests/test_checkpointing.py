@@ -5,8 +5,7 @@ import test_ppo
 import torch
 from tiny import tiny_folder
 
-from cai_nb import model as md
-from cai_nb import ppo, preference, sft
+from cai_nb import ppo, preference, sft, training
 from cai_nb.dialogue import assistant, user
 
 WORDS = ("tea", "rain", "moss", "bread")
@@ -30,7 +29,7 @@ def again(monkeypatch):
         import transformers.modeling_utils as mu
 
         monkeypatch.setattr(mu, "checkpoint", counted)
-        usual = md.trainer_defaults
+        usual = training.trainer_defaults
         monkeypatch.setattr(module, "trainer_defaults", lambda n=0: usual(n) | {"gradient_checkpointing": True})
 
     return switch, made
@@ -43,9 +42,9 @@ def weights(folder):
 
 
 def test_on_a_gpu_only_large_models_pay_for_it(monkeypatch):
-    assert not md.trainer_defaults(7_000_000_000)["gradient_checkpointing"]  # on a CPU memory is not what is short
-    monkeypatch.setattr(md, "best_device", lambda: "cuda")
-    assert md.trainer_defaults(7_000_000_000)["gradient_checkpointing"] and not md.trainer_defaults(135_000_000)["gradient_checkpointing"]
+    assert not training.trainer_defaults(7_000_000_000)["gradient_checkpointing"]  # on a CPU memory is not what is short
+    monkeypatch.setattr(training, "best_device", lambda: "cuda")
+    assert training.trainer_defaults(7_000_000_000)["gradient_checkpointing"] and not training.trainer_defaults(135_000_000)["gradient_checkpointing"]
 
 
 @pytest.mark.parametrize("four_bit", [False, True])
@@ -90,7 +89,7 @@ def test_ppo_and_its_first_ratio(tmp_path, again):
 
     usual, _ = learnt("usual")
     switch, made = again
-    switch(md)
+    switch(training)
     other, ratios = learnt("again", gradient_checkpointing=True, gradient_checkpointing_kwargs={"use_reentrant": False})
     assert made and ratios[0] and ratios[4]
     assert test_ppo.farthest(usual, other) < 1e-5

@@ -107,9 +107,7 @@ def test_rows_that_end_leave_the_batch_and_the_rest_get_what_generate_gives(fast
     assert ours == md.generate_tokens(plain.model, rows, numbers, stops, 0, temperature, top_p)
     assert [len(r) for r in ours] == [next((i + 1 for i, t in enumerate(r) if t in stops), 40) for r in ours]
     if temperature == 1:
-        lone, first, *later = calls  # the common prefix as one row, then the rest of all
-        assert (lone, first) == (1, 8) and later[-1] < 4 and len({len(r) for r in ours}) > 3
-        assert len(calls) == 1 + max(map(len, ours))
+        assert calls[0] == 8 and calls[-1] < 4 and len({len(r) for r in ours}) > 3 and len(calls) == max(map(len, ours))
 
 
 @pytest.mark.parametrize("top_p", [0.3, 0.9])
@@ -117,7 +115,7 @@ def test_top_p_cuts_after_the_temperature_as_transformers_does(fast, top_p):
     "The distribution of what is drawn is that of `generate` with the same settings."
     from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopPLogitsWarper
 
-    scores = torch.randn(1, 50, generator=torch.Generator().manual_seed(0)) * 3
+    scores = torch.randn(1, 50, generator=torch.Generator().manual_seed(0))
     theirs = LogitsProcessorList([TemperatureLogitsWarper(0.4), TopPLogitsWarper(top_p)])(None, scores.clone())[0].softmax(-1)
     before = TopPLogitsWarper(top_p)(None, scores.clone())[0]
     assert int((before > -torch.inf).sum()) > int((theirs > 0).sum())  # or else the order would not matter here
@@ -251,7 +249,7 @@ def test_frozen_layers_are_computed_once_for_a_row_as_long_as_there_is_room(fold
         plain = md.trunk_states(model, ids, mask)
     for room, rows in ((1 << 20, 4), (2 * 30 * 32 * 4, 2), (0, 0)):
         asked = []
-        with cpu.cache_frozen_activations(model, 2, room) as cache, model.model.layers[0].register_forward_pre_hook(lambda *_: asked.append(1)):
+        with cpu.cache_frozen_activations(model, 2, room) as cache, model.model.layers[0].register_forward_pre_hook(lambda *_, asked=asked: asked.append(1)):
             with torch.inference_mode():
                 md.trunk_states(model, ids, mask)
             assert len(cache.states) == rows and not any(x.is_inference() for x in cache.states.values())

@@ -17,6 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast,
 
 from cai_nb import ppo, ppo_model
 from cai_nb.dialogue import user
+from cai_nb.model import selective_logprobs
 from cai_nb.ppo import PPOConfig, PPOError, PPOTrainer, RewardError
 from cai_nb.ppo_math import optimal_policy
 from cai_nb.training import lora_config
@@ -286,9 +287,9 @@ def test_an_adapter_is_folded_while_the_policy_writes_and_the_weights_come_back_
     def spy(model, *args):
         seen.append(max((p - before["base_model.model." + n]).abs().max().item() for n, p in model.named_parameters() if n.endswith("base_layer.weight")))
         return sample(model, *args)
-    sample, ppo.sample_tokens = ppo.sample_tokens, spy
+    sample, ppo.generate_tokens = ppo.generate_tokens, spy
     try: rows = run.rollout(0)
-    finally: ppo.sample_tokens = sample
+    finally: ppo.generate_tokens = sample
     assert seen and min(seen) > 0.1  # folded, every time
     assert farthest(parameters(run), before) == 0  # and put back
     for r in rows:  # the text is the policy's own: what it writes unfolded, from the same numbers
@@ -311,27 +312,28 @@ def test_weights_are_folded_in_float32_alone_and_come_back_after_an_error_too(dt
 
 
 @pytest.mark.parametrize("epochs", [1, 2])
-def test_layers_below_the_adapter_are_asked_once_for_each_batch_and_nothing_changes(tmp_path, epochs):
-    def run(shared):
+def test_frozen_layers_are_computed_once_for_each_batch_and_nothing_changes(tmp_path, monkeypatch, epochs):
+    def run(plain):
+        monkeypatch.setenv("CAI_NB_PLAIN", "1" if plain else "0")
         model = language_model(tokenizer(), layers=3)
-        one = trainer(tmp_path/str(shared), model=model, peft_config=lora_config(model, 4, 1/3), num_ppo_epochs=epochs)
-        if not shared: one.policy.still = 0
+        one = trainer(tmp_path/str(plain), model=model, peft_config=lora_config(model, 4, 1/3), num_ppo_epochs=epochs)
         asked, layers = [0, 0], one.policy.base_model.layers
         for which in (0, 2):
             layers[which].register_forward_pre_hook(lambda m, args, k=which // 2: asked.__setitem__(k, asked[k] + (args[0].shape[1] > 1 and m.training)))
         one.train()
         return one, asked
-    (ours, few), (plain, all_) = run(True), run(False)
-    assert ours.policy.still == 2 and len(ours.policy.base_model.layers) == 3
-    assert few[1] == all_[0] == all_[1] > 0
-    assert few[0] == all_[0]*(epochs - 1)//epochs  # what was measured is not asked again in the first epoch
-    assert farthest(parameters(ours), parameters(plain)) == 0
-    assert [r["completion_ids"] for r in ours.rows] == [r["completion_ids"] for r in plain.rows]
+    (ours, few), (theirs, every) = run(False), run(True)
+    assert ppo_model.count_frozen_layers(ours.policy) == 2 and len(ours.policy.base_model.layers) == 3
+    assert few[1] == every[0] == every[1] > 0
+    assert few[0] == every[0]*(epochs - 1)//epochs  # what was measured is not computed again in the first epoch
+    assert farthest(parameters(ours), parameters(theirs)) < 1e-5
+    assert [r["completion_ids"] for r in ours.rows] == [r["completion_ids"] for r in theirs.rows]
+    assert ours.frozen is None and not hasattr(ours.policy, "frozen_cache")
 
 
-def test_layers_are_not_shared_where_all_weights_learn(tmp_path):
-    assert getattr(trainer(tmp_path).policy, "still", 0) == 0
-    assert trainer(tmp_path, peft_config=lora()).policy.still == 0  # an adapter in the lowest layer
+def test_no_layer_is_frozen_where_all_weights_learn(tmp_path):
+    assert ppo_model.count_frozen_layers(trainer(tmp_path).policy) == 0
+    assert ppo_model.count_frozen_layers(trainer(tmp_path, peft_config=lora()).policy) == 0  # an adapter in the lowest layer
 
 
 def parameters(run): return {n: p.detach().clone() for n, p in run.model.named_parameters()}
@@ -408,7 +410,7 @@ def test_logits_are_never_kept():
         largest.append(t.numel())
         return t
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-        chunked, _ = ppo_model.selective_logprobs(head, hidden, targets, 0.7, chunk=64)
+        chunked, _ = selective_logprobs(head, hidden, targets, 0.7, chunk=64)
     assert max(largest) <= 600*8  # nothing of the size of N × V, nor of one chunk's logits
     chunked.sum().backward()
     ours, hidden.grad = hidden.grad, None
