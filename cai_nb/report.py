@@ -10,6 +10,7 @@ import io
 import json
 import math
 import re
+from functools import partial
 from collections import Counter
 from pathlib import Path
 
@@ -354,7 +355,7 @@ def _draw_figures(data):
         figures["calibration"] = figure(lambda fig: _draw_calibration(fig, points), alt, (4, 2.8))
     for panel, (x, y) in _curves(data["ppo"]).items():
         alt = f"{panel}: from {y[0]:.3g} to {y[-1]:.3g}"
-        figures["ppo"].append(figure(lambda fig: _draw_curve(fig, panel, x, y), alt, (3, 2.3)))
+        figures["ppo"].append(figure(partial(_draw_curve, panel=panel, x=x, y=y), alt, (3, 2.3)))
     return figures
 
 # %% ../nbs/10d_report.ipynb #3fba62d1

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from tiny import tiny_folder
 
-from cai_nb.constitution import Constitution, Exemplar, JudgedPair, Principle
+from cai_nb.constitution import Constitution, Exemplar, LabelledPair, Principle
 from cai_nb.dialogue import CaiError, user
 from cai_nb.feedback import (
     ANSWER,
