@@ -577,7 +577,7 @@ def _ampersand_last(text):
         text = text.replace(sign, entity)
     return html.escape(text)
 
-@exercise("escape_once", "10d_report", _parts_inputs, {
+@exercise("escape_once", "10e_report", _parts_inputs, {
     "what is HTML already is escaped once more: the reader sees the tags":
         lambda parts: _joined(parts, html.escape, html.escape),
     "a text is inserted as it is, and its tags are interpreted": lambda parts: _joined(parts, str),
@@ -597,7 +597,7 @@ def _hostile_inputs(rng):
 
 def _without(pattern): return lambda text: re.sub(pattern, "\ufffd", text.replace("\r\n", "\n"))
 
-@exercise("made_visible", "10d_report", _hostile_inputs, {
+@exercise("made_visible", "10e_report", _hostile_inputs, {
     "a lone surrogate is still there, and the file cannot be written":
         _without("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]"),
     "the marks that change the direction of text are still there":
@@ -625,7 +625,7 @@ def _piles(rows):
     for r in rows: piles.setdefault(r["category"], []).append(r["id"])
     return piles
 
-@exercise("pick_in_turn", "10d_report", _pick_inputs, {
+@exercise("pick_in_turn", "10e_report", _pick_inputs, {
     "the first rows are mostly of one category": lambda rows, n: [r["id"] for r in rows[:n]],
     "one category after the other: the last ones are never shown":
         lambda rows, n: sum(_piles(rows).values(), [])[:n],
@@ -642,7 +642,7 @@ def _calibration_inputs(rng):
     first, right = rng.random(40) < .5, rng.random(40) < sure
     return np.where(first, sure, 1 - sure).round(4).tolist(), (first == right).astype(int).tolist()
 
-@exercise("calibration_points", "10d_report", _calibration_inputs, {
+@exercise("calibration_points", "10e_report", _calibration_inputs, {
     "a probability that is turned around takes its outcome with it":
         lambda p, y: calibration_bins([max(a, 1 - a) for a in p], y),
     "below one half there are judgements as well, for the other side":
@@ -765,7 +765,7 @@ def _sheet_inputs(rng):
 def _sheet(answers, orders): return [{a: said[m] for a, m in zip("ABC", order)} for said, order in zip(answers, orders)]
 def _key(orders): return [dict(zip("ABC", order)) for order in orders]
 
-@exercise("blind_sheet", "10f_reading", _sheet_inputs, {
+@exercise("blind_sheet", "10g_reading", _sheet_inputs, {
     "one order for all prompts: the reader soon knows who A is":
         lambda answers, orders: (_sheet(answers, [orders[0]]*len(orders)), _key([orders[0]]*len(orders))),
     "the key does not belong to the sheet: both must follow the order of their prompt":
@@ -787,7 +787,7 @@ def _marks_inputs(rng):
 
 def _won(key, marks, tie=.5): return [tie if len(m) == 2 else float(k[m] == "polite") for k, m in zip(key, marks) if m]
 
-@exercise("marks_to_wins", "10f_reading", _marks_inputs, {
+@exercise("marks_to_wins", "10g_reading", _marks_inputs, {
     "a prompt without a mark is no loss: leave it out": lambda key, marks: sum(_won(key, marks))/len(marks),
     "a prompt without a mark is no tie: leave it out":
         lambda key, marks: (sum(_won(key, marks)) + .5*marks.count(""))/len(marks),
@@ -812,7 +812,7 @@ def _kappa_inputs(rng):
 def _same(a, b): return float(np.mean(np.equal(a, b)))
 def _pooled(same, p): return (same - (c := p*p + (1 - p)**2))/(1 - c)
 
-@exercise("kappa", "10f_reading", _kappa_inputs, {
+@exercise("kappa", "10g_reading", _kappa_inputs, {
     "that is the agreement itself, chance included": _same,
     "chance is one half only for readers who prefer the first answer half of the time":
         lambda a, b: 2*_same(a, b) - 1,
@@ -835,7 +835,7 @@ def _shared_inputs(rng):
 
 def _means(a, b): return float(np.mean([*b.values()]) - np.mean([*a.values()]))
 
-@exercise("shared_difference", "10f_reading", _shared_inputs, {
+@exercise("shared_difference", "10g_reading", _shared_inputs, {
     "each mean is over its own prompts, and one run may have had the harder ones":
         lambda a, b: (_means(a, b), len(a.keys() & b.keys())),
     "each mean is over its own prompts, and the number is not that of the shared ones":
