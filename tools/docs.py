@@ -109,10 +109,10 @@ class Stage:
 
     def run(self):
         for path in notebooks(self.root):
-            self.generate(f"{path.stem}.ipynb", self.notebook(path))
+            self.write(f"{path.stem}.ipynb", self.notebook(path))
         for path in markdown_pages(self.root):
-            self.generate(f"{path.stem}.md", self.links(path.read_text(encoding="utf-8"), path.parent))
-        self.generate("index.ipynb", self.notebook(self.root / "nbs" / "index.ipynb", self.contents()))
+            self.write(f"{path.stem}.md", self.links(path.read_text(encoding="utf-8"), path.parent))
+        self.write("index.ipynb", self.notebook(self.root / "nbs" / "index.ipynb", self.contents()))
         self.reference()
         return self
 
@@ -234,11 +234,11 @@ class Stage:
             for name, kind in names.items():
                 page += [f".. auto{kind}:: cai_nb.{module}.{name}", *["   :members:"] * (kind == "class"),
                          *["   :no-value:"] * (kind == "data"), ""]  # fmt: skip
-            self.generate(f"api/{module}.rst", "\n".join(page))
+            self.write(f"api/{module}.rst", "\n".join(page))
             listed = ", ".join(f"{{py:obj}}`{name} <cai_nb.{module}.{name}>`" for name in names)
             lines += [f"## [{title}]({module}.rst)", "", about, "", listed, ""]
         lines += ["```{toctree}", ":hidden:", "", *(f"cai_nb.{module} <{module}>" for module in order), "```"]
-        self.generate("api/index.md", "\n".join(lines))
+        self.write("api/index.md", "\n".join(lines))
 
 
 def markdown(text):
