@@ -46,6 +46,8 @@ def imported(module):
 def test_imports_point_to_what_was_read_before(module):
     place = places()
     wrong = {name for name in imported(module) & set(place) if place[name] > place[module] or name == "__main__"}
+    if module == "loading":  # `engine_room`, the one door to what only makes things fast; CAI_NB_PLAIN=1 keeps it shut
+        wrong -= {"engine", "cpu"}
     if module in STAGES:
         wrong |= imported(module) & (STAGES - {module})
     assert not wrong, f"cai_nb.{module} imports {', '.join(sorted(wrong))}"
