@@ -91,3 +91,13 @@ def test_kinds_of_prompts_are_defined_once():
         old = re.findall(r"[\"'](redteam|overrefusal|harmless|helpful)[\"']", path.read_text(encoding="utf-8"))
         translate = ("records", "recipe", "prompts", "pairs")  # old names; hh-rlhf has folders of these names
         assert not old or path.stem in translate, f"{path.name}: {sorted(set(old))}"
+
+
+def test_the_engine_room_has_one_door():
+    "One function imports what only makes things fast; everything else works without it."
+    importing = [path.stem for path in sorted((ROOT / "cai_nb").glob("*.py"))
+                 if path.stem not in ("engine", "cpu") and {"engine", "cpu"} & imported(path.stem)]
+    assert importing == ["loading"]
+    body = ast.parse((ROOT / "cai_nb" / "loading.py").read_text(encoding="utf-8")).body
+    doors = [f.name for f in body if isinstance(f, ast.FunctionDef) and re.search(r"import .*\b(cpu|engine)\b", ast.unparse(f))]
+    assert doors == ["engine_room"]
