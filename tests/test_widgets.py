@@ -330,7 +330,7 @@ def test_what_is_not_there_says_how_to_make_it(run_folder, tmp_path):
     ui.folder.value = " "
     ui.ask.click()
     assert "empty path" in ui.status.value
-    begun = fake_run.make_run(tmp_path / "begun", stages=1, sets=[f"model.name={run_folder.parent / 'start'}"])
+    begun = fake_run.make_run(tmp_path / "begun", stages=1, sets=[f"model.name={run_folder.parent / 'initial'}"])
     ui.folder.value = str(begun)
     ui.text.value = "What is rain?"
     ui.ask.click()

@@ -31,7 +31,7 @@ from readme import LINK, joined, split_directives  # noqa: E402
 
 # The sidebar: the number that a notebook's name begins with says which group it is in.
 GROUPS = {"Groundwork": range(0, 4), "Supervised stage": range(4, 6), "RL stage": range(6, 9), "Outcome": range(9, 10),
-          "Running it": (10, 11, 12, 15), "Exercises": (13, 14), "Appendix": ("A",)}  # fmt: skip
+          "Running it": range(10, 13), "Exercises": (13, 14), "Command and appendices": (15, "A")}  # fmt: skip
 PROJECT = "Course and project"  # docs/*.md, and these two
 TOP = ("CONTRIBUTING.md", "CHANGELOG.md")
 WIDGET = "application/vnd.jupyter.widget-view+json"
