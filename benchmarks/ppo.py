@@ -67,7 +67,7 @@ def ours(s):
     import torch
     from transformers import PrinterCallback
 
-    from cai_nb.model import load_pretrained
+    from cai_nb.loading import load_pretrained
     from cai_nb.ppo import ModelReward, PPOConfig, PPOTrainer
 
     torch.manual_seed(0)
@@ -106,7 +106,7 @@ def peer(s):
     from trl.experimental.ppo import PPOConfig, PPOTrainer
 
     from cai_nb.chat_template import render
-    from cai_nb.model import load_pretrained
+    from cai_nb.loading import load_pretrained
 
     assert __version__ == PEER, __version__
     torch.manual_seed(0)

@@ -1049,6 +1049,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'cai_nb.figures': { 'cai_nb.figures.FigureError': ('figures.html#figureerror', 'cai_nb/figures.py'),
                                 'cai_nb.figures.Plot': ('figures.html#plot', 'cai_nb/figures.py'),
                                 'cai_nb.figures.Plot.save': ('figures.html#plot.save', 'cai_nb/figures.py'),
+                                'cai_nb.figures._draw_elo': ('figures.html#_draw_elo', 'cai_nb/figures.py'),
                                 'cai_nb.figures._finish': ('figures.html#_finish', 'cai_nb/figures.py'),
                                 'cai_nb.figures._heldout_opinions': ('figures.html#_heldout_opinions', 'cai_nb/figures.py'),
                                 'cai_nb.figures._measures': ('figures.html#_measures', 'cai_nb/figures.py'),

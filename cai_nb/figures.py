@@ -251,6 +251,26 @@ def figure_ppo(run, others=()) -> Plot:
     return _finish(run, "ppo", "Along PPO", fig, rows, data, n)
 
 # %% ../nbs/11_figures.ipynb #11f00010
+def _draw_elo(result):
+    "Helpfulness against harmlessness in Elo points by the first judge of both; right and up is better."
+    from matplotlib.figure import Figure
+
+    x, y = result["elo"]["helpfulness"], result["elo"]["harmlessness"]
+    judge = next(name for name in y if name in x)
+    fig = Figure(figsize=(5.2, 4), layout="constrained")
+    ax = fig.subplots()
+    for k, model in enumerate(result["models"]):
+        h, s = x[judge][model], y[judge][model]
+        spans = [[[e["mean"] - e["low"]], [e["high"] - e["mean"]]] for e in (h, s)]
+        ax.errorbar(h["mean"], s["mean"], xerr=spans[0], yerr=spans[1], fmt="o", color=f"C{k}", label=model, capsize=2)
+    ax.axhline(0, color="0.8", lw=1, zorder=0)
+    ax.axvline(0, color="0.8", lw=1, zorder=0)
+    ax.set(xlabel="helpfulness, Elo", ylabel="harmlessness, Elo")
+    ax.set_title(f"judge: {judge}; {h['n']} and {s['n']} prompts, 95 % intervals", fontsize=9)
+    ax.legend(fontsize=8, frameon=False)
+    return fig
+
+
 def figure_elo(run, others=()) -> Plot:
     "Helpfulness against harmlessness of the run's models (the paper's figure 2); the CSV has all judges."
     result = read_json(need(run, "evaluation", "metrics.json"))
@@ -259,7 +279,7 @@ def figure_elo(run, others=()) -> Plot:
     rows = [{"judge": judge, "model": model, "question": question, **e} for question in QUESTIONS
             for judge, scores in result["elo"][question].items() for model, e in scores.items()]
     n = max(row["n"] for row in rows)
-    fig = evaluation.figure_elo(result)
+    fig = _draw_elo(result)
     return _finish(run, "elo", "Helpfulness against harmlessness", fig, rows, "held-out prompts of a question", n)
 
 # %% ../nbs/11_figures.ipynb #11f00026

@@ -863,7 +863,8 @@ ROLLOUT = """
 import json, sys
 from pathlib import Path
 from cai_nb.distributed import lead, together
-from cai_nb.model import LanguageModel, trainer_defaults
+from cai_nb.model import LanguageModel
+from cai_nb.training import trainer_defaults
 from cai_nb.ppo import PPOConfig, PPOTrainer
 
 def same_beginning(prompts, completions, id=None, **columns):
