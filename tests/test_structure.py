@@ -13,6 +13,7 @@ import pytest
 import cai_nb
 
 ROOT = Path(__file__).resolve().parent.parent
+ENGINE_ROOM = {"engine", "cpu"}  # appendices A1 and A2, reached through `loading.engine_room` alone
 STAGES = {"revision", "sft", "feedback", "preference", "ppo", "evaluation"}
 
 
@@ -46,9 +47,19 @@ def imported(module):
 def test_imports_point_to_what_was_read_before(module):
     place = places()
     wrong = {name for name in imported(module) & set(place) if place[name] > place[module] or name == "__main__"}
+    if module == "loading":
+        wrong -= ENGINE_ROOM
     if module in STAGES:
         wrong |= imported(module) & (STAGES - {module})
     assert not wrong, f"cai_nb.{module} imports {', '.join(sorted(wrong))}"
+
+
+def test_the_engine_room_has_one_door():
+    tree = ast.parse((ROOT / "cai_nb" / "loading.py").read_text(encoding="utf-8"))
+    (door,) = [f for f in tree.body if isinstance(f, ast.FunctionDef) and "from cai_nb import cpu, engine" in ast.unparse(f)]
+    assert door.name == "engine_room" and ast.unparse(tree).count("from cai_nb import cpu, engine") == 1
+    users = {module for module in places() if imported(module) & ENGINE_ROOM}
+    assert users == {"loading", "cpu"}  # A2 continues A1
 
 
 def test_the_package_offers_its_api_and_loads_no_torch():
