@@ -2,8 +2,8 @@
 
     python benchmarks/ablations.py [--run runs/laptop] [--out runs/ablations] [--figures DIR] [--only NAME NAME ...] [--json OUT]
 
-A variant takes over from the run whatever its change does not touch (`cai-nb run … --from`), so most cost a few minutes on two
-cores. Some ask about the revisions alone and stop after stage 1. What is there already is not made again.
+A variant reuses of the run whatever its change does not touch (`cai-nb run … --from`), so most cost a few minutes on two
+cores. Some ask about the revisions alone and stop after stage 1. What is there already is not repeated.
 """
 
 import sys
@@ -14,7 +14,7 @@ from bench import arguments, show, write
 from cai_nb.constitution import Constitution
 from cai_nb.dialogue import CaiError
 from cai_nb.figures import draw_figures
-from cai_nb.artifacts import shipped_critic
+from cai_nb.artifacts import bundled_adapter
 from cai_nb.stages import run_recipe
 from cai_nb.recipe import load_recipe
 
@@ -31,7 +31,7 @@ VARIANTS = {  # name: (what is set, the stages that are run; None: all)
     "one revision": (["revision.rounds=1"], None),
     "no anti-overreaction": (GENTLE, None),
     "no remedies": ([*GENTLE, "feedback.label=hard"], None),  # neither of the paper's remedies against boilerplate
-    "two helpful answers": (["sft.helpful_samples=2", "sft.epochs=1"], None),  # the paper's numbers: fewer refusals of harmless prompts
+    "two helpful responses": (["sft.helpful_samples=2", "sft.epochs=1"], None),  # the paper's numbers: fewer refusals of harmless prompts
     "more room for PPO": (["ppo.num_rollouts=24", "ppo.epochs=1", "ppo.kl_coef=0.02", "ppo.missing_eos_penalty=0.2"], None),
     "8 exemplars a critique": (["revision.exemplars=8"], ["revision"]),
 }
@@ -43,7 +43,7 @@ def first_principles(n, out):
     path = out / f"harmlessness-{n}.yaml"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(whole.subset([p.id for p in whole if p.critique][:n]).to_yaml(), encoding="utf-8")
-    return [f"constitution.harmful_prompts={{{path}: 1.0}}", f"critic.adapter={shipped_critic()}"]  # the same critic, whatever the principles
+    return [f"constitution.harmful_prompts={{{path}: 1.0}}", f"critic.adapter={bundled_adapter('critic')}"]  # always the same critic
 
 
 def main():

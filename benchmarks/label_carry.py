@@ -1,10 +1,11 @@
-"""What a way of labelling is worth to the preference model that learns from it.
+"""What a method of labelling is worth to the preference model that learns from it.
 
     python benchmarks/label_carry.py [--limit N] [--json OUT]
 
-The bundled training pairs are labelled in several ways, and a preference model learns from each: here its fast form, the best
-linear head on the frozen trunk's last state (notebook 07). It is judged by the truth on the bundled held-out pairs. The judge's
-labels are those of cross-validation: of each pair by a judge that did not see it. Intervals are 95 %.
+The bundled training pairs are labelled by several methods, and a preference model learns from each: here its fast form,
+the best linear head on the frozen trunk's last state (notebook 07). It is measured against the truth on the bundled
+held-out pairs. The judge's labels are those of cross-validation: of each pair by a judge that did not see it.
+Intervals are 95 %.
 """
 
 import json
@@ -13,14 +14,17 @@ import sys
 import numpy as np
 from bench import arguments, show, write
 from label_accuracy import KINDS, NAMES
+from scipy.special import expit
 
 from cai_nb.constitution import Ensemble
 from cai_nb.dialogue import CaiError, assistant
-from cai_nb.feedback import as_pairs, judge_pairs, multiple_choice, over_principles, make_label
-from cai_nb.stats import accuracy
-from cai_nb.judge import Judge, kind_of
+from cai_nb.feedback import make_label, multiple_choice, over_principles
+from cai_nb.judge import Judge
 from cai_nb.model import LanguageModel
+from cai_nb.pairs import as_pairs, labelled_pairs
 from cai_nb.preference import PreferenceModel, encode_dialogue, preference_metrics, sequence_classifier, soft_probe
+from cai_nb.records import kind_of
+from cai_nb.stats import accuracy
 
 ONE = {"harmful": "no-harm", "benign": "answers-the-question"}
 MANY = 4  # principles averaged
@@ -37,40 +41,44 @@ def asked(lm, pairs):
     return {"one principle for all": one, "a principle drawn for each": drawn, f"{MANY} principles averaged": many}
 
 
-def judged_unseen(lm, judged):
+def label_unseen(lm, labelled):
     "(N,) P(better is better) of each pair by a judge that learnt from the others of its kind"
-    p = np.zeros(len(judged))
+    p = np.zeros(len(labelled))
     for kind in KINDS:
-        mine = [k for k, j in enumerate(judged) if kind_of(j) == kind]
-        p[mine] = Judge.fit(lm, [judged[k] for k in mine]).report["out_of_fold"]
+        mine = [k for k, j in enumerate(labelled) if kind_of(j) == kind]
+        p[mine] = Judge.fit(lm, [labelled[k] for k in mine]).report["out_of_fold"]
     return p
 
 
 def main():
     args = arguments(__doc__, model={"default": "default"}, limit={"type": int, "help": "training pairs; default: all"})
-    lm, judged = LanguageModel.load(args.model), judge_pairs(NAMES, "train", exemplars=False)[: args.limit]
-    held, pairs = judge_pairs(NAMES, "heldout", exemplars=False), as_pairs(judged)
-    ways = {name: np.array([p[x["id"]] if x["better"] == 0 else 1 - p[x["id"]] for x in pairs]) for name, p in asked(lm, pairs).items()}
-    ways |= {"a judge for each kind": judged_unseen(lm, judged), "the truth": np.ones(len(judged))}
+    lm, labelled = LanguageModel.load(args.model), labelled_pairs(NAMES, "train", exemplars=False)[: args.limit]
+    held, pairs = labelled_pairs(NAMES, "heldout", exemplars=False), as_pairs(labelled)
+    ways = {name: np.array([p[x["id"]] if x["better"] == 0 else 1 - p[x["id"]] for x in pairs])
+            for name, p in asked(lm, pairs).items()}  # fmt: skip
+    ways |= {"a judge for each kind": label_unseen(lm, labelled), "the truth": np.ones(len(labelled))}
     model, tokenizer, _ = sequence_classifier(args.model)
     reader = PreferenceModel(model, tokenizer)
 
     def read(items):
         "(N, H) differences of last states, better − worse"
-        x = [reader.hidden([encode_dialogue([*j["prompt"], assistant(j[k])], tokenizer) for j in items]) for k in ("better", "worse")]
-        return x[0] - x[1]
+        dialogues = {k: [[*j["prompt"], assistant(j[k])] for j in items] for k in ("better", "worse")}
+        x = {k: reader.hidden([encode_dialogue(d, tokenizer) for d in some]) for k, some in dialogues.items()}
+        return x["better"] - x["worse"]
 
-    d, d_held, rows = read(judged), read(held), []
-    groups = np.unique([json.dumps(j["prompt"]) for j in judged], return_inverse=True)[1]
+    d, d_held, rows = read(labelled), read(held), []
+    groups = np.unique([json.dumps(j["prompt"]) for j in labelled], return_inverse=True)[1]
     for name, p in ways.items():
         right = accuracy(p)
         for how, labels in {
-            "soft": p, "hard": [make_label(x, "hard") for x in p], "clamped": [make_label(x, clamp=(0.4, 0.6)) for x in p],
-        }.items():  # fmt: skip
+            "soft": p,
+            "hard": [make_label(x, "hard") for x in p],
+            "clamped": [make_label(x, clamp=(0.4, 0.6)) for x in p],
+        }.items():
             if name == "the truth" and how != "soft":
                 continue
             w = soft_probe(d, labels, groups)
-            m = preference_metrics(1 / (1 + np.exp(-(d_held @ w))), np.ones(len(held)))
+            m = preference_metrics(expit(d_held @ w), np.ones(len(held)))
             rows.append({"labels by": name, "labels": how, "right labels": right["accuracy"], "of": right["n"],
                          **{k: m[k] for k in ("agreement", "low", "high", "n", "cross_entropy", "calibration_error")}})
             show(rows[-1:])

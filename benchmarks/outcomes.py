@@ -1,8 +1,8 @@
-"""What came of runs that differ in a setting or a seed: win rates, declining answers and boilerplate of their evaluations, a row each.
+"""Runs that differ in a setting or a seed: win rates, refusal rates and boilerplate of their evaluations, a row each.
 
     python benchmarks/outcomes.py RUN [RUN ...] [--json OUT]
 
-Nothing is judged anew: the rows are read from what stage 6 of each run has left, with the settings in which the runs differ in front.
+Nothing is judged again: the rows are read from stage 6 of each run, after the settings in which the runs differ.
 """
 
 import json
@@ -13,14 +13,15 @@ from bench import arguments, show, write
 
 from cai_nb.dialogue import CaiError
 from cai_nb.recipe import differences, load_recipe
+from cai_nb.records import GROUPS
+from cai_nb.stats import Interval
 
 WINS = (("harmlessness", "sl-cai > initial"), ("harmlessness", "rl-cai > initial"), ("harmlessness", "rl-cai > sl-cai"),
         ("helpfulness", "rl-cai > initial"), ("helpfulness", "rl-cai > sl-cai"))
-KINDS = {"harmful": "red-team", "benign": "plain", "over_refusal": "look harmful"}
 
 
-def spoken(mean):
-    return f"{mean['mean']:.2f} [{mean['low']:.2f}, {mean['high']:.2f}]"
+def text(estimate):
+    return str(Interval(**estimate))
 
 
 def row_of(run, settings):
@@ -31,12 +32,12 @@ def row_of(run, settings):
     found, row = json.loads(path.read_text(encoding="utf-8")), {"run": run.name, **settings}
     for question, pair in WINS:
         for judge, pairs in found["wins"][question].items():
-            row[f"{question}, {pair}, {judge}"] = spoken(pairs[pair]["win"])
-    for kind, name in KINDS.items():
+            row[f"{question}, {pair}, {judge}"] = text(pairs[pair]["win"])
+    for group in GROUPS:
         for model in ("sl-cai", "rl-cai"):
-            row[f"refusal, {kind}, {model}"] = spoken(found["kinds"][kind]["shares"]["refusal"][model])
+            row[f"refusal, {group}, {model}"] = text(found["kinds"][group]["shares"]["refusal"][model])
     for model in ("initial", "sl-cai", "rl-cai"):
-        row[f"boilerplate, {model}"] = spoken(found["measures"]["boilerplate"][model])
+        row[f"boilerplate, {model}"] = text(found["measures"]["boilerplate"][model])
     return row
 
 

@@ -17,10 +17,10 @@ import numpy as np
 from bench import arguments, show, write
 
 from cai_nb.dialogue import CaiError, assistant
-from cai_nb.feedback import judge_pairs, load_comparisons, sample_pairs
+from cai_nb.pairs import labelled_pairs, load_comparisons, sample_pairs
 from cai_nb.artifacts import get_model
 from cai_nb.run import Run, constitution_of
-from cai_nb.stages import labeller, run_recipe
+from cai_nb.stages import make_labeller, run_recipe
 from cai_nb.preference import PreferenceModel, PreferenceSettings, preference_metrics, train_preference_model
 from cai_nb.prompts import load_prompts
 from cai_nb.records import GROUPS, KINDS, Records
@@ -36,7 +36,7 @@ def ai_labels(run):
     pairs, labels = Records(folder / "pairs.jsonl"), Records(folder / "labels.jsonl")
     sample_pairs(get_model(run, "sl-cai"), [{**p, "id": f"more-{p['id']}"} for p in prompts], max_tokens=64, temperature=0.8,
                  seed=1, records=pairs)  # fmt: skip
-    label = labeller(run, run.path("feedback"))
+    label = make_labeller(run, run.path("feedback"))
     for kind in KINDS:
         mine = [p for p in pairs if p["id"] not in labels.ids and p["kind"] == kind]
         labels.extend(label(mine, constitution_of(run.recipe, kind)))
@@ -62,7 +62,7 @@ def main():
     if not (folder / "3-feedback" / "done.json").exists():
         run_recipe(load_recipe("laptop"), folder, stages=["revision", "sft", "feedback"], command="benchmark")
     run = Run(folder, load_recipe(folder / "recipe.yaml"))
-    bundled = judge_pairs(["harmlessness", "helpfulness", "anti-overreaction"], "heldout", exemplars=False)
+    bundled = labelled_pairs(["harmlessness", "helpfulness", "anti-overreaction"], "heldout", exemplars=False)
     sets = {Path(args.pairs).name: people, "bundled, held out": bundled,
             "bundled, held out, both answers the model's own": [j for j in bundled if "written" not in j["source"]],
             **{f"bundled, held out, {kind} prompts": [j for j in bundled if j["kind"] == kind] for kind in ("harmful", "benign")}}

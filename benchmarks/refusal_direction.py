@@ -1,11 +1,11 @@
-"""Is the wish to decline a harmful question another wish than that to decline a harmless one?
+"""Do refusing harmful prompts and refusing benign prompts need different changes of the weights?
 
     python benchmarks/refusal_direction.py RUN [RUN ...] [--json OUT]
 
-For openings of an answer: the gradient of SL-CAI's mean log-probability of the opening, by the adapter that PPO would train, after
-red-team prompts, plain ones, and harmless ones that look harmful; and the cosine between two of these. Red-team prompts
-against other red-team prompts say how high it can be. The nearer to 1, the more a step that makes one
-more likely makes the other so too; "The" says how much of that is common to all openings.
+For openings of a response: the gradient of SL-CAI's mean log-probability of the opening, with respect to the adapter
+that PPO would train, after harmful, benign and over-refusal prompts; and the cosine of two such gradients. Harmful
+prompts against other harmful prompts say how high it can be. The nearer to 1, the more a step that makes the opening
+more likely after one kind does so after the other; "The" says how much of that is common to all openings.
 """
 
 import sys
@@ -23,6 +23,7 @@ from cai_nb.run import Run, checkpoint_paths
 from cai_nb.ppo import collate
 from cai_nb.ppo_model import prepare_policy
 from cai_nb.recipe import load_recipe
+from cai_nb.records import GROUPS, prompt_group
 
 OPENINGS = ("I'm sorry, but I can't", "I", "The")
 MOST = 36  # prompts of a kind
@@ -30,7 +31,7 @@ BATCH = 12
 
 
 def gradient(model, tokenizer, prompts, opening):
-    "Gradient `(P,)`, by what is learnt, of the mean log-probability of an opening after these prompts"
+    "Gradient `(P,)`, with respect to the trained weights, of an opening's mean log-probability after these prompts"
     learnt, total = [p for p in model.parameters() if p.requires_grad], 0
     completion = tokenizer(opening, add_special_tokens=False)["input_ids"]
     for k in range(0, len(prompts), BATCH):
@@ -52,11 +53,11 @@ def rows_of(run):
     model, _, tokenizer = prepare_policy(lm, peft_config=adapter)
     prompts = rl_prompts(run)
     draw, groups = np.random.default_rng(recipe.seed), {}
-    for kind in ("harmful", "benign", "over_refusal"):
-        mine = [p for p in prompts if p["kind"] == kind]
+    for group in GROUPS:
+        mine = [p for p in prompts if prompt_group(p) == group]
         mine = [mine[i] for i in draw.permutation(len(mine))]
-        groups[kind] = mine[:MOST]
-        if kind == "harmful":
+        groups[group] = mine[:MOST]
+        if group == "harmful":
             groups["others"] = mine[MOST : 2 * MOST]
     for opening in progress(OPENINGS, desc=run.folder.name, unit="opening"):
         g = {name: gradient(model, tokenizer, each, opening) for name, each in groups.items()}
@@ -64,12 +65,17 @@ def rows_of(run):
         def cosine(a, b, g=g):
             return float(torch.nn.functional.cosine_similarity(g[a], g[b], dim=0))
 
-        yield {"run": run.folder.name, "opening": opening, "harmful, benign": cosine("harmful", "benign"),
-               "harmful, over_refusal": cosine("harmful", "over_refusal"), "harmful, other harmful": cosine("harmful", "others")}  # fmt: skip
+        yield {
+            "run": run.folder.name,
+            "opening": opening,
+            "harmful, benign": cosine("harmful", "benign"),
+            "harmful, over_refusal": cosine("harmful", "over_refusal"),
+            "harmful, other harmful": cosine("harmful", "others"),
+        }
 
 
 def main():
-    args = arguments(__doc__, ("runs",), runs={"nargs": "+", "metavar": "RUN", "help": "run folders with an SL-CAI model"})
+    args = arguments(__doc__, ("runs",), runs={"nargs": "+", "metavar": "RUN", "help": "runs with an SL-CAI model"})
     rows = [row for run in args.runs for row in rows_of(Run(Path(run), load_recipe(run)))]
     show(rows)
     write(args.json, rows=rows)

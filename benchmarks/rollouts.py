@@ -1,9 +1,9 @@
-"""What PPO's policy was paid for, and what it did about it: reward, KL and declining answers over thirds of its rollouts.
+"""What PPO rewarded, and what the policy made of it: reward, KL and refusals over thirds of the rollouts.
 
     python benchmarks/rollouts.py RUN [RUN ...] [--json OUT]
 
-Rewards are the preference model's, normalised on SL-CAI's own answers; of the answers that decline and of the others apart, since
-that difference is what a policy can learn a refusal from.
+Rewards are the preference model's, normalised on SL-CAI's own responses. The rewards of refusals and of other responses
+are given apart: from that difference a policy can learn to refuse.
 """
 
 import sys
@@ -13,7 +13,7 @@ import numpy as np
 from bench import arguments, show, write
 
 from cai_nb.dialogue import CaiError
-from cai_nb.measures import refuses
+from cai_nb.text import refuses
 from cai_nb.records import iter_jsonl
 
 
@@ -21,24 +21,31 @@ def rows_of(run, parts=3):
     "A row for each part of the rollouts and kind of prompt"
     path = run / "5-ppo" / "rollouts.jsonl"
     if not path.exists():
-        raise CaiError(f"{run} has no {path.relative_to(run)}: name the folder of a run that has been through PPO.")
-    answers = list(iter_jsonl(path))
-    last = max(a["rollout"] for a in answers)
+        raise CaiError(f"{run} has no {path.relative_to(run)}: name the folder of a run whose PPO stage is done.")
+    responses = list(iter_jsonl(path))
+    last = max(r["rollout"] for r in responses)
     for part in np.array_split(np.arange(1, last + 1), parts):
-        for kind in ("all", *sorted({a["kind"] for a in answers})):
-            mine = [a for a in answers if a["rollout"] in part and kind in ("all", a["kind"])]
+        for kind in ("all", *sorted({r["kind"] for r in responses})):
+            mine = [r for r in responses if r["rollout"] in part and kind in ("all", r["kind"])]
             if not mine:
                 continue
-            reward = np.array([a["reward"] for a in mine])
-            refused = np.array([refuses(a["prompt"][-1]["content"], a["response"]) for a in mine])
-            yield {"run": run.name, "rollouts": f"{part[0]}-{part[-1]}", "kind": kind, "answers": len(mine), "reward": float(reward.mean()),
-                   "kl": float(np.mean([a["kl"] for a in mine])), "refusal": float(refused.mean()),
-                   "paid for refusing": float(reward[refused].mean()) if refused.any() else None,
-                   "for the others": float(reward[~refused].mean()) if not refused.all() else None}
+            reward = np.array([r["reward"] for r in mine])
+            refused = np.array([refuses(r["prompt"], r["response"]) for r in mine])
+            yield {
+                "run": run.name,
+                "rollouts": f"{part[0]}-{part[-1]}",
+                "kind": kind,
+                "responses": len(mine),
+                "reward": float(reward.mean()),
+                "kl": float(np.mean([r["kl"] for r in mine])),
+                "refusal": float(refused.mean()),
+                "reward of refusals": float(reward[refused].mean()) if refused.any() else None,
+                "reward of other responses": float(reward[~refused].mean()) if not refused.all() else None,
+            }
 
 
 def main():
-    args = arguments(__doc__, ("runs",), runs={"nargs": "+", "metavar": "RUN", "help": "run folders that have been through PPO"})
+    args = arguments(__doc__, ("runs",), runs={"nargs": "+", "metavar": "RUN", "help": "run folders with PPO done"})
     rows = [row for run in args.runs for row in rows_of(Path(run))]
     show(rows)
     write(args.json, rows=rows)

@@ -14,7 +14,7 @@ from bench import arguments, machine, show, write
 
 from cai_nb.constitution import Constitution
 from cai_nb.model import LanguageModel
-from cai_nb.artifacts import shipped_critic
+from cai_nb.artifacts import bundled_adapter
 from cai_nb.prompts import load_prompts
 from cai_nb.revision import RevisionConfig, revise
 
@@ -67,7 +67,7 @@ def main():
                      plain={"type": int, "default": 24})
     prompts = load_prompts("harmful")[: args.prompts]
     calls, lm = [], LanguageModel.load()
-    critic = LanguageModel.load(adapter=shipped_critic())
+    critic = LanguageModel.load(adapter=bundled_adapter("critic"))
     lm.sample([[{"role": "user", "content": "Hello?"}]], max_tokens=4)  # warm up
     config = RevisionConfig(rounds=2, max_tokens=64, critique_tokens=56, batch_size=args.batch)
     revise(Listening(lm, calls), prompts, Constitution.load("harmlessness"), config, critic=Listening(critic, calls))

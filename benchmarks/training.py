@@ -19,12 +19,12 @@ import json, os, resource, sys, tempfile, time
 os.environ["CAI_NB_QUIET"] = "1"
 import torch
 from datasets import Dataset
-from cai_nb.feedback import written_comparisons
 from cai_nb.loading import load_pretrained
+from cai_nb.pairs import labelled_comparisons
 from cai_nb.training import linear_names, lora_config, trainer_defaults
 from peft import LoraConfig
 n, out = int(sys.argv[1]), tempfile.mkdtemp()
-pairs = [r for r in written_comparisons("harmlessness", 1.0, None)][:n]
+pairs = [r for r in labelled_comparisons("harmlessness", 1.0, None)][:n]
 torch.manual_seed(0)
 def plain(model, task, **more):  # the same adapter, in PEFT's own layers
     return LoraConfig(r=16, lora_alpha=32, target_modules=linear_names(model), layers_to_transform=list(range(15, 30)), task_type=task, **more)

@@ -67,50 +67,11 @@ def _around(self: ChatFormat, messages, k):
     while any(mark in m["content"] for m in messages):
         mark += "7"
     marked = [*messages[:k], {**messages[k], "content": mark}, *messages[k + 1:]]
-    before, _, after = self._apply(marked).partition(mark)
+    before, found, after = self._apply(marked).partition(mark)
+    if not found:
+        raise DialogueError(f"this model's chat template does not write the text of message {k} (it may want a list of "
+                            "parts, as those of vision models do): set a tokenizer.chat_template that does.")
     return before, after
-
-# %% ../nbs/00b_chat_template.ipynb #de031f2e
-def _special_tokens(tokenizer):
-    "Texts that the tokenizer reads as one special token each."
-    added = tokenizer.added_tokens_decoder.values()
-    return {t for t in tokenizer.all_special_tokens if t} | {t.content for t in added if t.special}
-
-
-def _added_tokens(tokenizer):
-    "Special tokens, and others that were added to the vocabulary as a piece; blanks aside."
-    added = {t.content for t in tokenizer.added_tokens_decoder.values()}
-    return {t for t in added | _special_tokens(tokenizer) if t.strip()}
-
-
-def _find_markers(form):
-    "What must not pass from a message into a rendering: special tokens, and role headers in plain text."
-    talk = [user(_MARK), assistant(_MARK), user(_MARK)]
-    glue = ""
-    for messages in [talk, [system(_MARK), *talk]][:1 + form.has_system]:
-        first, *between, _ = form._apply(messages).split(_MARK)
-        glue += "\n".join([first.rstrip().rpartition("\n")[2], *between, ""])
-    tokens = _special_tokens(form.tokenizer) | {t for t in _added_tokens(form.tokenizer) if t in glue}
-    for token in sorted(tokens, key=len, reverse=True):
-        glue = glue.replace(token, "\n")
-    lines = {line.strip() for line in glue.splitlines()}
-    headers = {h for h in lines if re.search(r"[^\W\d_]", h) and not h.replace(" ", "").isalnum()}
-    return frozenset(tokens | headers)
-
-
-def _pattern(markers):
-    "A regular expression for the markers, the longest first; a word's beginning is matched at a word's beginning."
-    longest = sorted(markers, key=len, reverse=True)
-    parts = [(r"(?<!\w)" if m[0].isalnum() else "") + re.escape(m) for m in longest]
-    return re.compile("|".join(parts) or r"(?!)")
-
-# %% ../nbs/00b_chat_template.ipynb #fac9761c
-@patch
-def escape_markers(self: ChatFormat, text):
-    "`text` with every marker broken up by a space, so that the tokenizer reads plain characters."
-    while self.pattern.search(text):
-        text = self.pattern.sub(lambda m: m[0][:-1] + " " + m[0][-1] if len(m[0]) > 1 else " ", text)
-    return text
 
 # %% ../nbs/00b_chat_template.ipynb #8fceca2e
 def _find_opening(form):
@@ -152,6 +113,52 @@ def _find_end(form):
     earlier, later = form._around([*talk, user("3")], 1)
     form.stable = form.writes_end and earlier == before and later.startswith(form.end)
 
+# %% ../nbs/00b_chat_template.ipynb #de031f2e
+def _special_tokens(tokenizer):
+    "Texts that the tokenizer reads as one special token each."
+    added = tokenizer.added_tokens_decoder.values()
+    return {t for t in tokenizer.all_special_tokens if t} | {t.content for t in added if t.special}
+
+
+def _added_tokens(tokenizer):
+    "Special tokens, and others that were added to the vocabulary as a piece; blanks aside."
+    added = {t.content for t in tokenizer.added_tokens_decoder.values()}
+    return {t for t in added | _special_tokens(tokenizer) if t.strip()}
+
+
+def _find_markers(form):
+    "What must not pass from a message into a rendering: special tokens, and role headers in plain text."
+    tokenizer, talk = form.tokenizer, [user(_MARK), assistant(_MARK), user(_MARK)]
+    special = _special_tokens(tokenizer)
+    headers = set()
+    for messages in [talk, [system(_MARK), *talk]][:1 + form.has_system]:
+        for k, text in enumerate(form._apply(messages).split(_MARK)[:-1]):
+            tokens = {t for t in _added_tokens(tokenizer) if t in text and t not in ("<think>", "</think>")}
+            special |= tokens
+            if tokens - {form.end.strip(), tokenizer.bos_token, tokenizer.eos_token}:
+                continue  # the header is made of special tokens
+            for token in sorted(tokens, key=len, reverse=True):
+                text = text.replace(token, "\n")
+            lines = text.strip().splitlines()
+            headers |= {line.strip() for line in (lines if k else lines[-1:])}  # a preamble may come first
+    words = {h for h in headers if re.search(r"[^\W\d_]", h) and not h.replace(" ", "").isalnum()}
+    return frozenset(special | words)
+
+
+def _pattern(markers):
+    "A regular expression for the markers, the longest first; a word's beginning is matched at a word's beginning."
+    longest = sorted(markers, key=len, reverse=True)
+    parts = [(r"(?<!\w)" if m[0].isalnum() else "") + re.escape(m) for m in longest]
+    return re.compile("|".join(parts) or r"(?!)")
+
+# %% ../nbs/00b_chat_template.ipynb #fac9761c
+@patch
+def escape_markers(self: ChatFormat, text):
+    "`text` with every marker broken up by a space, so that the tokenizer reads plain characters."
+    while self.pattern.search(text):
+        text = self.pattern.sub(lambda m: m[0][:-1] + " " + m[0][-1] if len(m[0]) > 1 else " ", text)
+    return text
+
 # %% ../nbs/00b_chat_template.ipynb #2ac7abe5
 def chat_format(
     tokenizer,  # a transformers tokenizer with a chat template
@@ -171,18 +178,17 @@ def chat_format(
 def _describe(tokenizer):
     "Ask a template all questions."
     template = tokenizer.get_chat_template()
-    form = ChatFormat(tokenizer, _fix_date(template), {})
-    if "enable_thinking" in template:
-        form.settings["enable_thinking"] = False
+    switches = [name for name in ("enable_thinking", "thinking") if re.search(rf"(?<!\w){name}\b", template)]
+    form = ChatFormat(tokenizer, _fix_date(template), dict.fromkeys(switches, False))
     try:
         form.has_system = _MARK in form._apply([system(_MARK), user("1")])
     except DialogueError:
         form.has_system = False
-    form.markers = _find_markers(form)
-    form.pattern = _pattern(form.markers)
     form.trims = f" {_MARK} " not in form._apply([user("1"), assistant(f" {_MARK} ")])
     _find_opening(form)
     _find_end(form)
+    form.markers = _find_markers(form)
+    form.pattern = _pattern(form.markers)
     return form
 
 # %% ../nbs/00b_chat_template.ipynb #16f0b001

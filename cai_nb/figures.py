@@ -14,13 +14,13 @@ from pathlib import Path
 import numpy as np
 
 from . import evaluation
-from .artifacts import make_evaluation_judges
 from .dialogue import CaiError, assistant
+from .judges import make_evaluation_judges
 from .measures import measure, refuses
 from .recipe import differences, load_recipe
 from .records import KINDS, QUESTIONS, iter_jsonl, kind_of
 from .run import POLICIES, Run, constitution_of, read_json, release_models
-from .stages import labeller
+from .stages import make_labeller
 from .stats import Interval, bootstrap, calibration_bins, paired_difference, wilson
 
 # %% ../nbs/11_figures.ipynb #11f00006
@@ -121,12 +121,12 @@ def figure_labels(run, others=()) -> Plot:
 
 def _heldout_opinions(run):
     "[P(the better response is better)] by the run's feedback model, on the held-out preference pairs."
-    from cai_nb.feedback import as_pairs, judge_pairs
+    from cai_nb.pairs import as_pairs, labelled_pairs
 
-    label, found = labeller(run, need(run, "feedback").parent), []
+    label, found = make_labeller(run, need(run, "feedback").parent), []
     for kind in KINDS:
         constitution = constitution_of(run.recipe, kind)
-        pairs = as_pairs(judge_pairs(constitution, "heldout", exemplars=False))
+        pairs = as_pairs(labelled_pairs(constitution, "heldout", exemplars=False))
         better = {pair["id"]: pair["better"] for pair in pairs}
         for r in label(pairs, constitution) if pairs else []:
             found.append(r["p_first"] if better[r["id"]] == 0 else 1 - r["p_first"])

@@ -13,7 +13,7 @@ from collections import Counter
 
 import numpy as np
 
-from .constitution import near_duplicates
+from .duplicates import near_duplicates
 from .dialogue import CaiError, from_paper
 from .records import iter_jsonl
 from .stats import Interval, bootstrap

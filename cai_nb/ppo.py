@@ -28,8 +28,8 @@ from .loading import load_pretrained
 from .model import complete_sentences, generate_tokens, trim_memory
 from .ppo_math import PPOError, RewardError, AdaptiveKL, explained_variance, gae, kl_k1, kl_k3, masked_mean
 from .ppo_math import masked_whiten, policy_loss, token_rewards, value_loss
-from .ppo_model import VLLMSampler, attach_value_head, count_frozen_layers, gathered, no_dropout, prepare_policy
-from .ppo_model import sample_continuous, shard_like_policy, stop_ids
+from .ppo_model import VLLMSampler, attach_value_head, count_frozen_layers, gathered, load_classifier
+from .ppo_model import no_dropout, prepare_policy, sample_continuous, shard_like_policy, stop_ids
 from .training import cache_frozen_activations
 
 # %% ../nbs/08b_ppo_trainer.ipynb #b55916fd
@@ -40,10 +40,14 @@ class ModelReward:
                  tokenizer=None,          # the model's own; None: from the same place
                  max_length: int = 1024,  # longer dialogues are cut, in tokens
                  batch_size: int = 32):
-        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+        from transformers import AutoTokenizer
         place = model.config._name_or_path if isinstance(model, PreTrainedModel) else model
         self.tokenizer, self.max_length, self.batch_size = tokenizer or AutoTokenizer.from_pretrained(place), max_length, batch_size
-        if place is model: model = AutoModelForSequenceClassification.from_pretrained(model, num_labels=1)
+        if place is model:
+            model = load_classifier(model, num_labels=1)
+        elif model.get_output_embeddings() is not None:
+            raise RewardError(f"the reward is a causal language model ({type(model).__name__}), which has no score; pass "
+                              "a trained AutoModelForSequenceClassification with one output.")
         self.model = model.eval()
 
     @torch.no_grad()
@@ -71,7 +75,7 @@ def reward_function(f):  # a function over text, an object with `.score(dialogue
     def scored(prompts, completions, **columns):
         more = {"kinds": columns["kind"]} if wants_kinds and "kind" in columns else {}
         return f.score([as_messages(p) + [assistant(c)] for p, c in zip(prompts, completions)], **more)
-    scored.__name__ = type(f).__name__
+    scored.__name__, scored.needs_rollout = type(f).__name__, getattr(f, "needs_rollout", False)
     return scored
 
 # %% ../nbs/08b_ppo_trainer.ipynb #89b33e02
@@ -338,13 +342,24 @@ def generate(self: PPOTrainer, rows, key) -> list[dict]:
     return rows
 
 @patch
-def compute_rewards(self: PPOTrainer, rows) -> list[dict]:
-    "Score each row (in place) by every reward function; `raw` is their weighted sum"
-    ours = {"row", "prompt", "prompt_ids", "completion_ids", "finished", "completion"}
-    columns = {k: [r[k] for r in rows] for k in (rows[0] if rows else ()) if k not in ours}
-    shown = [complete_sentences(r["completion"]) if self.args.complete_sentences and not r["finished"] else r["completion"] for r in rows]
-    scores = [call_reward(f, [r["prompt"] for r in rows], shown, columns) for f in self.reward_funcs]
-    for row, each in zip(rows, zip(*scores)): row |= {"raw": sum(w*s for w, s in zip(self.weights, each)), "each": each}
+def compute_rewards(self: PPOTrainer, rows, rollout: bool = False) -> list[dict]:
+    """Score each row by every reward function; `raw` is their weighted sum
+
+    A function with the attribute `needs_rollout` compares the completions of a rollout. It is called when the rows of all
+    processes have been gathered (`rollout=True`: all of them are returned), and for nothing else: there its score is None."""
+    ours = {"row", "prompt", "prompt_ids", "completion_ids", "finished", "completion", "each"}
+    def score(rows, f):
+        columns = {k: [r[k] for r in rows] for k in (rows[0] if rows else ()) if k not in ours}
+        shown = [complete_sentences(r["completion"]) if self.args.complete_sentences and not r["finished"] else r["completion"] for r in rows]
+        return call_reward(f, [r["prompt"] for r in rows], shown, columns)
+    late = [getattr(f, "needs_rollout", False) for f in self.reward_funcs]
+    scores = [[None]*len(rows) if wait else score(rows, f) for f, wait in zip(self.reward_funcs, late)]
+    for row, each in zip(rows, zip(*scores)): row["each"] = each
+    if rollout:
+        rows = gather_object(rows)
+        scores = [score(rows, f) if wait else [r["each"][i] for r in rows] for i, (f, wait) in enumerate(zip(self.reward_funcs, late))]
+        for row, each in zip(rows, zip(*scores)): row["each"] = each
+    for row in rows: row["raw"] = sum(w*s for w, s in zip(self.weights, row["each"]) if s is not None)
     return rows
 
 # %% ../nbs/08b_ppo_trainer.ipynb #1d72ee13
@@ -404,7 +419,8 @@ def summary(self: PPOTrainer, rows) -> dict:
     raw, n = np.array([r["raw"] for r in rows]), np.array([len(r["completion_ids"]) for r in rows])
     logs = {"reward": raw.mean(), "reward_sd": raw.std(), "length": n.mean(), "finished": np.mean([r["finished"] for r in rows])}
     if len(self.reward_funcs) > 1:
-        logs |= {f"reward/{f.__name__}": np.mean([r["each"][i] for r in rows]) for i, f in enumerate(self.reward_funcs)}
+        logs |= {f"reward/{f.__name__}": np.mean([r["each"][i] for r in rows]) for i, f in enumerate(self.reward_funcs)
+                 if rows[0]["each"][i] is not None}
     return {k: float(v) for k, v in logs.items()}
 
 # %% ../nbs/08b_ppo_trainer.ipynb #fa6c0300
@@ -433,7 +449,7 @@ def rollout(self: PPOTrainer, index: int) -> list[dict]:
     rows = self.generate([made[numbers[r]] | {"row": r} for r in mine], (ROLLOUT, index))
     trim_memory()
     written = time.perf_counter()
-    rows = gather_object(self.compute_rewards(rows))
+    rows = self.compute_rewards(rows, rollout=True)
     judged = time.perf_counter()
     batches = [b for m in self.minibatches(rows, index, 0) for b in self.micro_batches(m)]  # as the first updates see them
     for b in batches: self.compute_logprobs([rows[i] for i in b])

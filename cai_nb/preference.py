@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SoftCollator', 'add_score_forward', 'SoftRewardTrainer', 'PreferenceError', 'preference_metrics', 'ScoreHead',
            'sequence_classifier', 'encode_dialogue', 'PreferenceModel', 'PreferenceSettings', 'heads_of',
-           'preference_rows', 'split_by_prompt', 'soft_probe', 'train_preference_model', 'metrics_by', 'load_dtype']
+           'preference_rows', 'split_by_prompt', 'soft_probe', 'train_preference_model']
 
 # %% ../nbs/07_preference.ipynb #6b8a2da3
 import copy, json, os, time
@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 import numpy as np
 import torch
+from fastcore.basics import patch
 from torch import nn
 from .chat_template import chat_format
 from .dialogue import CaiError
@@ -30,7 +31,7 @@ from trl.trainer.reward_trainer import DataCollatorForPreference
 # %% ../nbs/07_preference.ipynb #20b07af1
 @dataclass
 class SoftCollator(DataCollatorForPreference):
-    "TRL's collator, which also passes on `label`: P(chosen is better), and `head`: which of several scores is meant"
+    "TRL's collator, which also passes on `label`, P(chosen is better), and `head`, which of several scores is meant"
     def torch_call(self, examples):
         batch = super().torch_call(examples)
         batch["label"] = torch.tensor([float(e["label"]) for e in examples])
@@ -48,29 +49,39 @@ def add_score_forward(model):
     extend_forward(model.get_base_model() if hasattr(model, "get_base_model") else model, "last_scores", _last_scores)
 
 class SoftRewardTrainer(RewardTrainer):
-    "TRL's `RewardTrainer` with a `label` column p: cross-entropy −p·log σ(d) − (1−p)·log σ(−d) of score differences d"
+    "TRL's `RewardTrainer` with a column `label`, p: cross-entropy −p·log σ(d) − (1−p)·log σ(−d) of score differences d"
     def __init__(self, model, *args, **kwargs):
         config = getattr(model, "config", None)
         labels = config and config.id2label
-        if config: config.num_labels = 1  # TRL refuses models with several scores; compute_loss shows it one of them
+        if config:
+            config.num_labels = 1  # TRL refuses models with several scores; compute_loss shows it one of them
         super().__init__(model, *args, **kwargs)
-        if config: config.id2label, config.label2id = labels, {name: i for i, name in labels.items()}
+        if config:
+            config.id2label = labels
+            config.label2id = {name: i for i, name in labels.items()}
         add_score_forward(self.model)
         if type(self.data_collator) is DataCollatorForPreference:
-            self.data_collator = SoftCollator(self.data_collator.pad_token_id, self.data_collator.pad_to_multiple_of)
+            plain = self.data_collator
+            self.data_collator = SoftCollator(plain.pad_token_id, plain.pad_to_multiple_of)
+
     def _set_signature_columns_if_needed(self):
         super()._set_signature_columns_if_needed()
         more = [c for c in ("label", "head", "length") if c not in self._signature_columns]
         self._signature_columns = [*self._signature_columns, *more]
-    def _send_telemetry(self): pass  # nothing leaves the machine
+
+    def _send_telemetry(self):
+        pass  # nothing leaves the machine
+
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         inputs = dict(inputs)
         p, head = inputs.pop("label"), inputs.pop("head")  # (B,)
+
         def one_score(**kwargs):  # of the scores of a dialogue, the one that its kind of prompt asks for
             outputs = model(last_scores=True, **kwargs)
             outputs.logits = outputs.logits.gather(1, head.repeat(2)[:, None])
             return outputs
-        loss, outputs = super().compute_loss(one_score, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
+
+        loss, outputs = super().compute_loss(one_score, inputs, True, num_items_in_batch)
         chosen, rejected = outputs.logits.squeeze(-1).chunk(2)
         loss = loss + ((1 - p)*(chosen - rejected)).mean()  # −log σ(−d) = d − log σ(d)
         return (loss, outputs) if return_outputs else loss
@@ -79,14 +90,17 @@ class SoftRewardTrainer(RewardTrainer):
 class PreferenceError(CaiError):
     "A preference model that cannot be trained or loaded; the message says what to do"
 
-def preference_metrics(p,                 # (N,) the preference model's P(chosen is better)
-                       label,             # (N,) the AI label, P(chosen is better)
-                       bins: int = 5, draws: int = 2000, seed: int = 0) -> dict:
+def preference_metrics(p,                  # (N,) the preference model's P(chosen is better)
+                       label,              # (N,) the AI label, P(chosen is better)
+                       bins: int = 5,      # of confidence, for the calibration error
+                       draws: int = 2000,  # bootstrap samples
+                       seed: int = 0) -> dict:
     "Cross-entropy, agreement with a bootstrap 95% interval, Brier score and calibration error against soft labels"
     p, label = np.asarray(p, float), np.asarray(label, float)
     if p.shape != label.shape or p.ndim != 1 or len(p) == 0:
         raise PreferenceError(f"metrics want as many labels as probabilities, one or more: {p.shape}, {label.shape}.")
-    if not (np.isfinite(p).all() and np.isfinite(label).all()): raise PreferenceError("a probability or label is NaN.")
+    if not (np.isfinite(p).all() and np.isfinite(label).all()):
+        raise PreferenceError("a probability or label is NaN.")
     same = np.where((p == 0.5) | (label == 0.5), 0.5, (p > 0.5) == (label > 0.5))
     boot = same[np.random.default_rng(seed).integers(0, len(p), (draws, len(p)))].mean(1)
     q = np.clip(p, 1e-6, 1 - 1e-6)
@@ -104,21 +118,30 @@ class ScoreHead(nn.Linear):
     def __init__(self, hidden: int, scores: int = 1):
         super().__init__(hidden, scores, bias=False, dtype=torch.float32)
         nn.init.zeros_(self.weight)  # before training every response scores 0
-    def forward(self, x): return nn.functional.linear(x.float(), self.weight.float())
 
-def sequence_classifier(name: str = "default", adapter=None, dtype=None, device=None, heads=("all",)):
+    def forward(self, x):
+        return nn.functional.linear(x.float(), self.weight.float())
+
+def sequence_classifier(name: str = "default",  # default, folder or hub id
+                        adapter=None,           # adapters merged into the trunk
+                        dtype=None, device=None,
+                        heads=("all",)):        # names of the scores
     "A causal model's trunk under a new score head: (model, tokenizer, id)"
     from transformers import AutoModelForSequenceClassification
     causal, tokenizer, ident = load_pretrained(name, adapter=adapter, dtype=dtype, device=device)
     config = copy.deepcopy(causal.config)
-    config.id2label, config.label2id = dict(enumerate(heads)), {h: i for i, h in enumerate(heads)}  # sets num_labels
+    config.id2label = dict(enumerate(heads))  # sets num_labels
+    config.label2id = {h: i for i, h in enumerate(heads)}
     config.pad_token_id = config.get_text_config().pad_token_id = tokenizer.pad_token_id
     try:
-        with torch.device("meta"): model = AutoModelForSequenceClassification.from_config(config)
-    except ValueError: model = None
+        with torch.device("meta"):
+            model = AutoModelForSequenceClassification.from_config(config)
+    except ValueError:
+        model = None
     if not hasattr(model, "score"):
-        raise PreferenceError(f"{name}: transformers has no classifier with a score head for models of the type {config.model_type}; "
-                              "take another model for this stage, such as Llama, Qwen, Gemma or Mistral.")
+        raise PreferenceError(f"{name}: transformers has no classifier with a score head for models of the type "
+                              f"{config.model_type}; take another model for this stage, such as Llama, Qwen, Gemma "
+                              "or Mistral.")
     setattr(model, model.base_model_prefix, getattr(causal, causal.base_model_prefix))
     model.score = ScoreHead(config.get_text_config().hidden_size, len(heads)).to(causal.device)
     return model.eval(), tokenizer, ident
@@ -131,57 +154,82 @@ def encode_dialogue(messages, tokenizer) -> list[int]:
 # %% ../nbs/07_preference.ipynb #8a32f27c
 class PreferenceModel:
     "Scores of dialogues, with mean 0 and standard deviation 1 over responses of the policy that PPO starts from"
-    def __init__(self, model, tokenizer, mean=0.0, std=1.0, id: str = "",
-                 heads=("all",)):  # what each score is for; mean and std have an entry for each
+    def __init__(self,
+                 model,              # a sequence-classification model with a head named `score`
+                 tokenizer,
+                 mean=0.0, std=1.0,  # of the raw scores, one number or one for each head
+                 id: str = "",       # what records call it
+                 heads=("all",)):    # what each score is for
         self.model, self.tokenizer, self.id, self.heads = model.eval(), tokenizer, id, tuple(heads)
         add_score_forward(model)
         self.mean, self.std = (np.broadcast_to(np.asarray(x, float), len(self.heads)) for x in (mean, std))
+
     def __repr__(self):
         shown = ", ".join(f"{h}: mean {m:.3f}, std {s:.3f}" for h, m, s in zip(self.heads, self.mean, self.std))
         return f"PreferenceModel({self.id}, {shown})"
+
+    @property
+    def device(self):
+        return next(self.model.parameters()).device
+
     def columns(self, n: int, kinds=None) -> np.ndarray:
         "`(n,)` which score each of n dialogues is given"
-        if len(self.heads) == 1: return np.zeros(n, int)
+        if len(self.heads) == 1:
+            return np.zeros(n, int)
         if kinds is None or len(kinds) != n:
-            raise PreferenceError(f"this preference model has a score for each of {self.heads}: pass kinds=[…], the kind of "
-                                  f"prompt of each of the {n} dialogues (a data set for PPO: a column `kind`).")
+            raise PreferenceError(f"this preference model has a score for each of {self.heads}: pass kinds=[…], the "
+                                  f"kind of prompt of each of the {n} dialogues (a data set for PPO: a column `kind`).")
         return np.array([self.heads.index(kind_of({"kind": k})) for k in kinds], int)
-    @property
-    def device(self): return next(self.model.parameters()).device
+
     @torch.inference_mode()
-    def _forward(self, rows, pick, width, batch_size: int = 32, desc: str = "scoring") -> np.ndarray:
-        "`pick(ids, mask, last)` of right-padded batches of token rows; `last` is the position of each row's last token"
+    def _forward(self, rows, pick, width, batch_size, desc) -> np.ndarray:
+        "`pick(ids, mask, last)` of right-padded batches of token rows; `last`: position of each row's last token"
         out = np.zeros((len(rows), width))
+
         def work(batch):
             ids, mask = pad_rows([rows[i] for i in batch], self.tokenizer.pad_token_id, device=self.device)
             out[batch] = pick(ids, mask, mask.sum(-1) - 1).float().cpu().numpy()
+
         for_batches([len(r) for r in rows], batch_size, work, desc)
         if not np.isfinite(out).all():
             raise PreferenceError("the preference model gave NaN; load it in float32 (dtype='float32').")
         return out
+
     def hidden(self, rows, batch_size: int = 32) -> np.ndarray:
         "`(N, H)` the trunk's output at the last token of each row of token ids"
         def pick(ids, mask, last):
             return trunk_states(self.model, ids, mask)[torch.arange(len(last), device=last.device), last]
+
         return self._forward(rows, pick, self.model.config.get_text_config().hidden_size, batch_size, "reading")
-    def logits(self, dialogues, kinds=None, batch_size: int = 32) -> np.ndarray:
+
+    def logits(self,
+               dialogues,             # lists of messages, each ending with the assistant's
+               kinds=None,            # of prompt, wanted where there is a score for each kind
+               batch_size: int = 32) -> np.ndarray:
         "`(N,)` raw scores: differences are log-odds"
         for i, d in enumerate(dialogues):
             if not d or d[-1]["role"] != "assistant":
                 raise PreferenceError(f"dialogue {i} does not end with the assistant's answer: nothing to score.")
-        columns, rows = self.columns(len(dialogues), kinds), [encode_dialogue(d, self.tokenizer) for d in dialogues]
+        columns = self.columns(len(dialogues), kinds)
+        rows = [encode_dialogue(d, self.tokenizer) for d in dialogues]
         limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or 1 << 30
         for i, r in enumerate(rows):
             if len(r) > limit:
                 raise PreferenceError(f"dialogue {i} has {len(r)} tokens, the context is {limit}: leave it out.")
-        def pick(ids, mask, last): return self.model(input_ids=ids, attention_mask=mask, last_scores=True).logits
-        return self._forward(rows, pick, len(self.heads), batch_size)[np.arange(len(rows)), columns]
+
+        def pick(ids, mask, last):
+            return self.model(input_ids=ids, attention_mask=mask, last_scores=True).logits
+
+        scores = self._forward(rows, pick, len(self.heads), batch_size, "scoring")
+        return scores[np.arange(len(rows)), columns]
+
     def score(self, dialogues, kinds=None, batch_size: int = 32) -> np.ndarray:
-        "`(N,)` normalised scores: the reward of PPO. `kinds`: of prompt, wanted where there is a score for each kind"
+        "`(N,)` normalised scores, the reward of PPO; arguments as for `logits`"
         columns = self.columns(len(dialogues), kinds)
         return (self.logits(dialogues, kinds, batch_size) - self.mean[columns])/self.std[columns]
+
     def prob(self, a, b, kinds=None, batch_size: int = 32) -> np.ndarray:
-        "`(N,)` P(dialogue a ends with the better answer than dialogue b)"
+        "`(N,)` P(dialogue a ends with the better response than dialogue b)"
         s = self.logits([*a, *b], kinds and [*kinds, *kinds], batch_size)
         return 1/(1 + np.exp(s[len(a):] - s[:len(a)]))
 
@@ -189,69 +237,89 @@ class PreferenceModel:
 @dataclass(frozen=True)
 class PreferenceSettings:
     "How to train a preference model"
-    learning_rate: float = 2e-4     # of AdamW
-    epochs: float = 2.0             # passes over the comparisons; the paper: 1, on far more of them
-    batch_size: int = 8             # comparisons a step (twice as many dialogues), dealt out among the processes
-    accumulation: int = 1           # batches an optimiser step
-    schedule: str = "linear"        # of the learning rate
-    lora_rank: int = 16             # 0: train every weight
-    lora_layer_fraction: float = 0.5         # share of the layers, from the top, that get an adapter
-    max_length: int = 256           # tokens; a pair with a longer dialogue is left out, and counted
-    four_bit: bool = False          # train the adapter on a trunk in 4 bits (QLoRA)
-    heldout: float = 0.2            # share of the prompts kept for the metrics, 0 to below 1
-    label: str = "soft"             # "soft": the records' probabilities; "hard": 1 for every chosen response
-    heads: str = "kind"             # "kind": a score for each kind of prompt, where there are pairs of both; "one": one for all
-    probe: bool = True              # begin with the best linear head on the untouched trunk, then train all
+    learning_rate: float = 2e-4       # of AdamW
+    epochs: float = 2.0               # passes over the comparisons; the paper: 1, on far more of them
+    batch_size: int = 8               # comparisons per step (twice as many dialogues), over all processes
+    accumulation: int = 1             # batches per optimiser step
+    schedule: str = "linear"          # of the learning rate
+    warmup_steps: int = 5             # over which it rises; at most a quarter of all
+    lora_rank: int = 16               # 0: train every weight
+    lora_alpha_ratio: float = 2.0     # LoRA's alpha divided by the rank
+    lora_layer_fraction: float = 0.5  # share of the layers, from the top, that get an adapter
+    max_length: int = 256             # tokens; a pair with a longer dialogue is left out, and counted
+    four_bit: bool = False            # train the adapter on a trunk in 4 bits (QLoRA)
+    heldout: float = 0.2              # share of the prompts kept for the metrics, 0 to below 1
+    label: str = "soft"               # "soft": the records' probabilities; "hard": 1 for every chosen response
+    heads: str = "kind"               # "kind": a score per kind of prompt, where there are pairs of both; "one": one
+    probe: bool = True                # begin with the best linear head on the untouched trunk, then train all
     seed: int = 0
 
 # %% ../nbs/07_preference.ipynb #e760d2d9
 def heads_of(comparisons, heads: str = "kind") -> tuple:
     "Names of the scores: `KINDS` where each kind has pairs on at least two prompts, else one for all"
-    if heads not in ("kind", "one"): raise PreferenceError(f"heads={heads!r}: write 'kind' or 'one'.")
+    if heads not in ("kind", "one"):
+        raise PreferenceError(f"heads={heads!r}: write 'kind' or 'one'.")
     prompts = {h: {json.dumps(r["prompt"]) for r in comparisons if kind_of(r) == h} for h in KINDS}
     return KINDS if heads == "kind" and min(map(len, prompts.values())) > 1 else ("all",)
 
-def preference_rows(comparisons, tokenizer, max_length: int, label: str = "soft", heads=("all",)):
+def preference_rows(comparisons,          # comparison records
+                    tokenizer,
+                    max_length: int,      # tokens of the longer dialogue of a pair
+                    label: str = "soft",  # as in `PreferenceSettings`
+                    heads=("all",)):      # as `heads_of` gives them
     "Rows for the trainer, their records, and how many pairs were too long"
-    if label not in ("soft", "hard"): raise PreferenceError(f"label={label!r}: write 'soft' or 'hard'.")
-    rows, kept = [], []
-    comparisons = list(comparisons)
+    if label not in ("soft", "hard"):
+        raise PreferenceError(f"label={label!r}: write 'soft' or 'hard'.")
+    rows, kept, dropped = [], [], 0
     for r in comparisons:
         p = float(r.get("label", 1.0))
         if not 0 <= p <= 1:
             raise PreferenceError(f"comparison {r.get('id')} has the label {p}; it must be a probability, 0 to 1.")
         a, b = (encode_dialogue([*r["prompt"], *r[k]], tokenizer) for k in ("chosen", "rejected"))
-        if max(len(a), len(b)) > max_length: continue
-        rows.append({"chosen_ids": a, "rejected_ids": b, "label": p if label == "soft" else float(p >= 0.5),
-                     "head": heads.index(kind_of(r)) if len(heads) > 1 else 0, "length": max(len(a), len(b))})
+        length = max(len(a), len(b))
+        if length > max_length:
+            dropped += 1
+            continue
+        target = p if label == "soft" else float(p >= 0.5)
+        head = heads.index(kind_of(r)) if len(heads) > 1 else 0
+        rows.append({"chosen_ids": a, "rejected_ids": b, "label": target, "head": head, "length": length})
         kept.append(r)
-    return rows, kept, len(comparisons) - len(kept)
+    return rows, kept, dropped
 
 def split_by_prompt(records, heldout: float, seed: int = 0):
     "(train, held-out) indices; a prompt, in the same or nearly the same words, is on one side only"
     from cai_nb.prompts import split_prompts
-    if not 0 <= heldout < 1: raise PreferenceError(f"heldout={heldout}: write a share, at least 0 and below 1.")
-    if not heldout: return list(range(len(records))), []
+    if not 0 <= heldout < 1:
+        raise PreferenceError(f"heldout={heldout}: write a share, at least 0 and below 1.")
+    if not heldout:
+        return list(range(len(records))), []
     texts = [r["prompt"][-1]["content"] for r in records]
-    # a draw of its own: with the run's seed it would be the split that chose the training prompts, and come out empty
-    _, out = split_prompts(sorted(set(texts)), heldout, seed + 1_000_003)
-    return [i for i, t in enumerate(texts) if t not in set(out)], [i for i, t in enumerate(texts) if t in set(out)]
+    # a seed of its own: with the run's it would be the split that chose the training prompts, and come out empty
+    held = set(split_prompts(sorted(set(texts)), heldout, seed + 1_000_003)[1])
+    return [i for i, t in enumerate(texts) if t not in held], [i for i, t in enumerate(texts) if t in held]
 
 # %% ../nbs/07_preference.ipynb #6a98dee3
-def soft_probe(d,        # (N, H) differences of last hidden states, chosen − rejected
-               p,        # (N,) labels
-               groups,   # (N,) rows of a group stay together in cross-validation
-               strengths=(1, 3, 10, 30, 100), seed: int = 0):
+def soft_probe(d,                              # (N, H) differences of last hidden states, chosen − rejected
+               p,                              # (N,) labels
+               groups,                         # (N,) rows of a group stay together in cross-validation
+               strengths=(1, 3, 10, 30, 100),  # of the penalty, inverse, times H: the candidates
+               seed: int = 0):                 # of the folds
     "`(H,)` weights that minimise the soft cross-entropy of σ(d·w), with the L2 penalty that cross-validates best"
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import GroupKFold
     std = d.std(0) + 1e-6
     z, p = d/std, np.asarray(p, float)
-    def fit(rows, c):
-        x, weight = np.concatenate([z[rows], -z[rows]]), np.concatenate([p[rows], 1 - p[rows]])
-        return LogisticRegression(C=c/z.shape[1], fit_intercept=False, max_iter=2000).fit(
-            np.concatenate([x, -x]), np.repeat([1, 0], len(x)), np.concatenate([weight, weight])/2).coef_[0]
-    def loss(rows, w): return (np.logaddexp(0, -z[rows] @ w) + (1 - p[rows])*(z[rows] @ w)).sum()
+
+    def fit(rows, c):  # each row counts as better with weight p and as worse with 1 − p, in both directions
+        x = np.concatenate([z[rows], -z[rows]])
+        weight = np.concatenate([p[rows], 1 - p[rows]])
+        model = LogisticRegression(C=c/z.shape[1], fit_intercept=False, max_iter=2000)
+        model.fit(np.concatenate([x, -x]), np.repeat([1, 0], len(x)), np.concatenate([weight, weight])/2)
+        return model.coef_[0]
+
+    def loss(rows, w):
+        return (np.logaddexp(0, -z[rows] @ w) + (1 - p[rows])*(z[rows] @ w)).sum()
+
     folds = min(5, len(set(groups)))
     if folds > 1:
         parts = list(GroupKFold(folds, shuffle=True, random_state=seed).split(z, groups=groups))
@@ -265,43 +333,41 @@ def train_preference_model(model_name: str,   # default, folder or hub id
                            settings: PreferenceSettings = PreferenceSettings(),
                            adapter=None):     # adapters merged into the trunk before training
     "Train on soft labels (paper, section 4.1) and save to `out`; returns counts, curve and metrics on held-out prompts"
-    from datasets import Dataset
-    from transformers import PrinterCallback
     out, s = Path(out), settings
     torch.manual_seed(s.seed)
     comparisons = list(comparisons)
     heads = heads_of(comparisons, s.heads)
-    model, tokenizer, ident = sequence_classifier(model_name, adapter, dtype=None if s.lora_rank else "float32", heads=heads)
+    dtype = None if s.lora_rank else "float32"
+    model, tokenizer, ident = sequence_classifier(model_name, adapter, dtype=dtype, heads=heads)
     rows, kept, dropped = preference_rows(comparisons, tokenizer, s.max_length, s.label, heads)
     train, held = split_by_prompt(kept, s.heldout, s.seed)
     if not train:
         raise PreferenceError(f"none of {len(rows) + dropped} comparisons can be trained on: {dropped} are longer than "
                               f"max_length={s.max_length} tokens.")
-    if s.four_bit: in_four_bits(model)
-    lora = s.lora_rank and lora_config(model, s.lora_rank, s.lora_layer_fraction, task="SEQ_CLS", modules_to_save=["score"])
-    steps = int(-(-len(train)//(s.batch_size*s.accumulation))*s.epochs)
-    args = RewardConfig(output_dir=str(out), per_device_train_batch_size=per_process(s.batch_size), num_train_epochs=s.epochs,
-                        gradient_accumulation_steps=s.accumulation, learning_rate=s.learning_rate,
-                        lr_scheduler_type=s.schedule, warmup_steps=min(5, steps//4), max_length=None, seed=s.seed,
-                        train_sampling_strategy="group_by_length", logging_steps=max(1, steps//25), **trainer_defaults(model.num_parameters()))
-    start, mine = time.time(), [rows[i] for i in train]
+    if s.four_bit:
+        in_four_bits(model)
+    lora = None
+    if s.lora_rank:
+        lora = lora_config(model, s.lora_rank, s.lora_layer_fraction, alpha_ratio=s.lora_alpha_ratio, task="SEQ_CLS",
+                           modules_to_save=["score"])
+    start, train_rows = time.time(), [rows[i] for i in train]
     with cache_frozen_activations(model, min(lora.layers_to_transform) if lora else 0):
-        if s.probe: _start_from_probe(PreferenceModel(model, tokenizer), mine, [kept[i] for i in train], s.seed)
-        trainer = SoftRewardTrainer(model=model, args=args, train_dataset=Dataset.from_list(mine),
-                                    processing_class=tokenizer, peft_config=lora or None)
-        trainer.remove_callback(PrinterCallback)  # the curve is kept
+        if s.probe:
+            _start_from_probe(PreferenceModel(model, tokenizer), train_rows, [kept[i] for i in train], s.seed)
+        trainer = _trainer(model, tokenizer, train_rows, out, s, lora)
         trainer.train()
-        weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # by all processes: each may hold a part
+        weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # a collective call
         curve = [{"step": h["step"], "loss": h["loss"]} for h in trainer.state.log_history if "loss" in h]
         scorer = PreferenceModel(trainer.model, tokenizer, heads=heads)
         about, held_rows, measured = _examine(scorer, kept, held, s.seed)
     adapters = [adapter] if isinstance(adapter, (str, Path)) else adapter or []
-    about |= {"base": str(model_name), "adapters": [os.path.relpath(a, out) for a in adapters],
+    about |= {"base": _portable(model_name, out), "adapters": [os.path.relpath(a, out) for a in adapters],
               "lora": bool(s.lora_rank), "model": ident, "heads": heads}
-    metrics = {"model": ident, "examples": len(train), "dropped": dropped, "steps": trainer.state.global_step, "heads": heads,
-               "seconds": round(time.time() - start, 1), **measured, "score_mean": about["mean"],
+    metrics = {"model": ident, "examples": len(train), "dropped": dropped, "steps": trainer.state.global_step,
+               "heads": heads, "seconds": round(time.time() - start, 1), **measured, "score_mean": about["mean"],
                "score_std": about["std"], "curve": curve, "settings": asdict(s)}
-    if not trainer.is_world_process_zero(): return metrics
+    if not trainer.is_world_process_zero():
+        return metrics
     out.mkdir(parents=True, exist_ok=True)
     trainer.model.save_pretrained(out, state_dict=weights)
     tokenizer.save_pretrained(out)
@@ -311,87 +377,142 @@ def train_preference_model(model_name: str,   # default, folder or hub id
     return metrics
 
 # %% ../nbs/07_preference.ipynb #39ff94fa
+def _trainer(model, tokenizer, rows, out, s, lora):
+    "TRL's trainer with these settings"
+    from datasets import Dataset
+    from transformers import PrinterCallback
+    steps = int(-(-len(rows)//(s.batch_size*s.accumulation))*s.epochs)
+    args = RewardConfig(
+        output_dir=str(out), num_train_epochs=s.epochs, seed=s.seed, max_length=None,
+        per_device_train_batch_size=per_process(s.batch_size), gradient_accumulation_steps=s.accumulation,
+        learning_rate=s.learning_rate, lr_scheduler_type=s.schedule, warmup_steps=min(s.warmup_steps, steps//4),
+        train_sampling_strategy="group_by_length", logging_steps=max(1, steps//25),
+        **trainer_defaults(model.num_parameters()))
+    trainer = SoftRewardTrainer(model=model, args=args, train_dataset=Dataset.from_list(rows),
+                                processing_class=tokenizer, peft_config=lora)
+    trainer.remove_callback(PrinterCallback)  # the curve is kept
+    return trainer
+
 def _start_from_probe(scorer, rows, records, seed):
     "Set the head to the probe's weights: for each score, what the pairs of its kind say"
     d = scorer.hidden([r["chosen_ids"] for r in rows]) - scorer.hidden([r["rejected_ids"] for r in rows])
-    groups, which = np.unique([json.dumps(r["prompt"]) for r in records], return_inverse=True)[1], np.array([r["head"] for r in rows])
+    groups = np.unique([json.dumps(r["prompt"]) for r in records], return_inverse=True)[1]
+    head = np.array([r["head"] for r in rows])
     p = np.array([r["label"] for r in rows])
-    for k in sorted(set(which)):
-        w = soft_probe(d[which == k], p[which == k], groups[which == k], seed=seed)
-        with torch.no_grad(): scorer.model.score.weight[k] = torch.tensor(w)
+    for k in sorted(set(head)):
+        w = soft_probe(d[head == k], p[head == k], groups[head == k], seed=seed)
+        with torch.no_grad():
+            scorer.model.score.weight[k] = torch.tensor(w)
 
 def _examine(scorer, records, held, seed, most: int = 96):
-    "Mean and standard deviation of the policy's own answers, and probabilities and metrics of the held-out records"
-    columns = scorer.columns(len(records), [r.get("kind", "") for r in records])
+    "Mean and standard deviation of the policy's own responses, and probabilities and metrics of the held-out records"
+    kinds = [r.get("kind", "") for r in records]
+    columns = scorer.columns(len(records), kinds)
     own = [i for i, r in enumerate(records) if r.get("method") != "labelled" and r.get("source") != "revision"]
-    drawn = {}  # for each score, some of the policy's own pairs: enough for two numbers
+    drawn = []  # for each score, some of the policy's own pairs: enough for two numbers
     for k in range(len(scorer.heads)):
         mine = [i for i in own if columns[i] == k] or [i for i in range(len(records)) if columns[i] == k]
-        drawn[k] = np.random.default_rng(seed).permutation(mine)[:most].tolist()
-    both = list(dict.fromkeys([*held, *(i for some in drawn.values() for i in some)]))
+        drawn.append(np.random.default_rng(seed).permutation(mine)[:most].tolist())
+    both = list(dict.fromkeys([*held, *(i for some in drawn for i in some)]))
     talks = [[*records[i]["prompt"], *records[i][k]] for k in ("chosen", "rejected") for i in both]
-    s = scorer.logits(talks, [records[i].get("kind", "") for i in both]*2).reshape(2, -1)
-    p, place = dict(zip(both, 1/(1 + np.exp(s[1] - s[0])))), {i: n for n, i in enumerate(both)}
-    usual = [s[:, [place[i] for i in some]] for some in drawn.values()]
-    rows = [{"id": records[i].get("id"), "p": float(p[i]), "label": float(records[i].get("label", 1.0)),
-             "kind": records[i].get("kind", ""), "category": records[i].get("category", ""), "principles": records[i].get("principles", [])} for i in held]
+    s = scorer.logits(talks, [kinds[i] for i in both]*2).reshape(2, -1)
+    p = dict(zip(both, 1/(1 + np.exp(s[1] - s[0]))))
+    place = {i: n for n, i in enumerate(both)}
+    usual = [s[:, [place[i] for i in some]] for some in drawn]
+    rows = []
+    for i in held:
+        r = records[i]
+        rows.append({"id": r.get("id"), "p": float(p[i]), "label": float(r.get("label", 1.0)), "kind": kinds[i],
+                     "category": r.get("category", ""), "principles": r.get("principles", [])})
     measured = preference_metrics([r["p"] for r in rows], [r["label"] for r in rows]) if rows else {}
-    parts = {kind: metrics_by(rows, lambda r, k=kind: [r[k]] if isinstance(r[k], str) else r[k]) for kind in ("kind", "category", "principles")}
+    for name in ("kind", "category", "principles"):
+        measured[f"by_{name}"] = _metrics_by(rows, name)
     about = {"mean": [float(u.mean()) for u in usual], "std": [float(u.std() or 1.0) for u in usual]}
-    return about, rows, {**measured, **{f"by_{k}": v for k, v in parts.items()}}
+    return about, rows, measured
 
-def metrics_by(rows, groups,      # a function: the groups that a row with `p` and `label` belongs to
-               least: int = 5) -> dict:  # smaller groups say nothing
-    "{group: preference_metrics} of rows, for every group that is large enough"
+def _metrics_by(rows, name, least: int = 5) -> dict:
+    "{value of that field: preference_metrics} for every value that at least `least` rows have; a field may be a list"
     found = {}
     for r in rows:
-        for g in groups(r): found.setdefault(g, []).append(r)
+        for value in [r[name]] if isinstance(r[name], str) else r[name]:
+            found.setdefault(value, []).append(r)
     return {g: preference_metrics([r["p"] for r in some], [r["label"] for r in some])
             for g, some in sorted(found.items()) if g and len(some) >= least}
 
 # %% ../nbs/07_preference.ipynb #1ba1f310
-from fastcore.basics import patch
+def _portable(name, out):
+    "How `preference.json` names a model: a folder of the same run relative to `out`, another by its full path"
+    folder, out = Path(name).expanduser(), Path(out).resolve()
+    if name == "default" or not folder.is_dir():
+        return str(name)
+    in_a_folder = len(out.parents) > 2  # else "the same run" would be the whole disk
+    if in_a_folder and folder.resolve().is_relative_to(out.parents[1]):
+        return os.path.relpath(folder.resolve(), out)
+    return str(folder.resolve())
+
+def _base(path, name):
+    "What `load_pretrained` is to load for the `base` of the preference model in `path`"
+    if (path/name).is_dir():
+        return str((path/name).resolve())
+    if not Path(name).is_dir() and (name.startswith(("/", ".")) or name.count("/") > 1):
+        raise PreferenceError(f"{path} was trained on the model folder {name}, which is not there; put it back, or "
+                              "write its place into preference.json as `base`.")
+    return name  # default, a hub id, or a folder as earlier versions wrote it, relative to the working directory
+
+def _saved_head(path):
+    "The weights of the score head, `(heads, H)`; refused where there are none"
+    from safetensors import safe_open
+    for file in path.glob("*.safetensors"):
+        with safe_open(file, "pt") as tensors:
+            head = [k for k in tensors.keys() if k.endswith("score.weight")]
+            if head:
+                return tensors.get_tensor(head[0])
+    raise PreferenceError(f"{path} has no score head (no score.weight in its safetensors files), so its scores would "
+                          "be arbitrary; train the preference model again.")
 
 @patch(cls_method=True)
-def load(cls: PreferenceModel, path, dtype=None, device=None):
+def load(cls: PreferenceModel,
+         path,            # the folder
+         dtype=None,      # of the trunk, torch's or by name; None: what the machine computes fastest
+         device=None):
     "Read what `train_preference_model` wrote"
     from peft import PeftModel
-    from safetensors.torch import load_file
     path = Path(path)
     if not (path/"preference.json").exists():
         raise PreferenceError(f"{path} holds no preference model (no preference.json); name the folder that "
                               "train_preference_model wrote.")
     about = json.loads((path/"preference.json").read_text())
     heads = tuple(_OLD_KINDS.get(h, h) for h in about.get("heads", ("all",)))
+    head = _saved_head(path)
     if about["lora"]:
-        adapters = [path/a for a in about["adapters"]]
-        model, tokenizer, ident = sequence_classifier(about["base"], [a.resolve() for a in adapters], "float32", device, heads)
+        adapters = [(path/a).resolve() for a in about["adapters"]]
+        base = _base(path, about["base"])
+        model, tokenizer, ident = sequence_classifier(base, adapters, "float32", device, heads)
         if not same_model(ident, about["model"]):
-            raise PreferenceError(f"{path} was trained on {about['model']}, but {about['base']} is now {ident}; "
+            raise PreferenceError(f"{path} was trained on {about['model']}, but {base} is now {ident}; "
                                   "restore that model or train again.")
         model = PeftModel.from_pretrained(model, str(path)).merge_and_unload()
     else:
         model, tokenizer, _ = sequence_classifier(str(path), None, "float32", device, heads)
-        tensors = {k: v for f in path.glob("*.safetensors") for k, v in load_file(f).items()}
-        model.score.load_state_dict({"weight": tensors["score.weight"]})
-    model.to(load_dtype(dtype, model))
+        model.score.load_state_dict({"weight": head})
+    if isinstance(dtype, str):
+        dtype = getattr(torch, dtype)
+    model.to(dtype or best_dtype(str(model.device)))
     model.score.float()
     return cls(model, tokenizer, about["mean"], about["std"], about["model"] + "+preference", heads)
 
 @patch
 def export(self: PreferenceModel, folder):
-    "A folder that plain `AutoModelForSequenceClassification.from_pretrained` loads: adapter merged, normalisation in the head"
+    "Write a folder for plain `AutoModelForSequenceClassification.from_pretrained`: adapter merged, head divided by std"
     import transformers
     model = copy.deepcopy(self.model).float()
     model.config.architectures = [type(model).__name__]
     head = nn.Linear(model.config.get_text_config().hidden_size, len(self.heads), bias=False)
     std = torch.tensor(self.std, dtype=torch.float32)[:, None]
-    head.weight.data = model.score.weight.data.float()/std  # the mean is the same for all: it has no place in a head without bias
+    head.weight.data = model.score.weight.data.float()/std  # a head without bias has no place for the mean, a constant
     model.score = head
-    model.config.preference = {"mean": self.mean.tolist(), "std": self.std.tolist(), "id": self.id, "made_with": transformers.__version__}
-    model.save_pretrained(folder); self.tokenizer.save_pretrained(folder)
+    model.config.preference = {"mean": self.mean.tolist(), "std": self.std.tolist(), "id": self.id,
+                               "made_with": transformers.__version__}
+    model.save_pretrained(folder)
+    self.tokenizer.save_pretrained(folder)
     return folder
-
-def load_dtype(dtype, model):
-    "The dtype asked for, by name or itself, else what the machine does best"
-    return getattr(torch, dtype) if isinstance(dtype, str) else dtype or best_dtype(str(model.device))

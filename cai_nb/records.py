@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'GROUPS', 'QUESTIONS', 'TYPES', 'RecordError', 'prompt_group', 'kind_of', 'upgrade', 'Message', 'Prompt',
-           'Step', 'Revision', 'Pair', 'Comparison', 'Rollout', 'Response', 'check_record', 'write_text', 'write_json',
-           'read_json', 'whole_folder', 'iter_jsonl', 'read_jsonl', 'Records']
+           'Step', 'Example', 'Revision', 'Pair', 'Comparison', 'Rollout', 'Response', 'check_record', 'write_text',
+           'write_json', 'read_json', 'whole_folder', 'iter_jsonl', 'read_jsonl', 'Records']
 
 # %% ../nbs/00a_records.ipynb #c6855bd3
 import contextlib
@@ -30,6 +30,8 @@ GROUPS = ("harmful", "benign", "over_refusal")  # for tables: benign prompts tha
 QUESTIONS = {"harmlessness": "harmful", "helpfulness": "benign"}  # what a judge decides, and on which kind of prompts
 _OLD_KINDS = {"redteam": "harmful", "helpful": "benign", "harmless": "benign", "overrefusal": "benign"}
 _OLD_METHODS = {"judge": "probe", "likelihood_contrast": "contrastive", "written": "labelled"}
+_OLD_FIELDS = {"outside": "residual_probability", "reached": "reasoning_completed",  # of a comparison
+               "because": "attributions", "shots": "exemplars"}
 
 
 def prompt_group(
@@ -51,7 +53,10 @@ def upgrade(
 ):  # the same record, with today's names
     "Translate the names that records of earlier versions use."
     kind, changes = record.get("kind"), {}
-    if "responses" in record and "finished" in record:  # of a pair: nothing reads it
+    if "finished" in record and "responses" in record:  # of a pair: nothing reads it
+        record = {k: v for k, v in record.items() if k != "finished"}
+    if "finished" in record and isinstance(record.get("completion"), list):  # of an example
+        changes["learn_end"] = record["finished"]
         record = {k: v for k, v in record.items() if k != "finished"}
     if kind in _OLD_KINDS:
         changes["kind"] = _OLD_KINDS[kind]
@@ -61,6 +66,8 @@ def upgrade(
         changes["method"] = _OLD_METHODS[record["method"]]
     if record.get("model") == "start" and "sample" in record:  # a response of the initial policy
         changes["model"] = "initial"
+    if "p_first" in record:
+        record = {_OLD_FIELDS.get(key, key): value for key, value in record.items()}
     if isinstance(record.get("completion"), str) and ("model" in record or "rollout" in record):
         changes["response"] = record["completion"]  # a completion is messages
         record = {k: v for k, v in record.items() if k != "completion"}
@@ -101,11 +108,21 @@ class Step(TypedDict):
     exemplars: list[str]  # ids of the exemplars shown to the critic
 
 
+class Example(_Record):
+    "A dialogue to imitate: what SFT trains on besides revisions (section 3.3)."
+
+    prompt: list[Message]
+    completion: list[Message]  # `prompt` and `completion` are what TRL's SFT trainer reads
+    learn_end: NotRequired[bool]  # False: the text is cut off, and that it ends there is not learnt
+    model: NotRequired[str]  # id of the model that was sampled
+    seed: NotRequired[int]
+
+
 class Revision(_Record):
     "Critique and revision of one response (section 3.1 of the paper), with its whole trace."
 
     prompt: list[Message]
-    completion: list[Message]  # the last revision; `prompt` and `completion` are what TRL's SFT trainer reads
+    completion: list[Message]  # the last revision
     steps: list[Step]  # the first response, then a step for each round
     flags: list[str]  # those of the last step
     constitution: str  # its fingerprint, twelve hexadecimal digits
@@ -174,12 +191,12 @@ class Response(_Record):
     seed: int
 
 
-TYPES = {"prompt": Prompt, "revision": Revision, "pair": Pair, "comparison": Comparison,
+TYPES = {"prompt": Prompt, "revision": Revision, "example": Example, "pair": Pair, "comparison": Comparison,
          "rollout": Rollout, "response": Response}
 
 # %% ../nbs/00a_records.ipynb #dfaea2e8
 def check_record(
-    kind,  # "prompt" | "revision" | "pair" | "comparison" | "rollout" | "response"
+    kind,  # "prompt" | "revision" | "example" | "pair" | "comparison" | "rollout" | "response"
     record,  # dict
 ):  # the same record, or a `RecordError` that names the key
     "Check that a record has the keys and values of its type."

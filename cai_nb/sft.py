@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['CRITIC_SETTINGS', 'TrainingError', 'sft_examples', 'encode_example', 'SFTSettings', 'add_completion_logprob_forward',
-           'enable_padding_free', 'CompletionTrainer', 'turn_by_turn', 'training_rows', 'finetune', 'card',
-           'finetune_critic']
+           'enable_padding_free', 'CompletionTrainer', 'finetune', 'finetune_critic']
 
 # %% ../nbs/05_sft.ipynb #fe5ed98b
 import json, time
@@ -25,27 +24,28 @@ class TrainingError(CaiError):
 
 def sft_examples(revisions,            # revision records
                  which: str = "last",  # "last": the final revision; "all": every revision, first to last
-                 helpful=()):          # examples to mix in, as they are: {"prompt", "completion"}, and "finished": False if cut off
-    "Prompt-completion examples from revisions, flagged steps left out, with helpful dialogues mixed in (paper, section 3.3)"
-    if which not in ("last", "all"): raise TrainingError(f"which={which!r}: write 'last' or 'all'.")
+                 helpful=()):          # examples to mix in: {"prompt", "completion"}, and "learn_end": False if cut off
+    "Prompt-completion examples from revisions without flagged steps, helpful dialogues mixed in (paper, section 3.3)"
+    if which not in ("last", "all"):
+        raise TrainingError(f"which={which!r}: write 'last' or 'all'.")
     out = []
     for r in revisions:
         steps = [s for s in r["steps"][1:] if not s["flags"]]
         for step in steps[-1:] if which == "last" else steps:
             out.append({"prompt": r["prompt"], "completion": [assistant(step["text"])]})
-    return out + [{k: h[k] for k in ("prompt", "completion", "finished") if k in h} for h in helpful]
+    return out + [{k: h[k] for k in ("prompt", "completion", "learn_end") if k in h} for h in helpful]
 
 # %% ../nbs/05_sft.ipynb #5c719080
 def encode_example(prompt,      # messages; nothing here is trained on
                    completion,  # messages; the assistant's turns among them are trained on
                    tokenizer,
-                   finished: bool = True) -> dict:  # False: the last turn was cut off, and its end is not learnt
+                   learn_end: bool = True) -> dict:  # False: the last turn was cut off, and its end is not learnt
     "`input_ids` and `labels` (−100 where nothing is learnt) of one example; each `(T,)`"
     messages = [*prompt, *completion]
     ids, turns = chat_format(tokenizer).encode(messages, first=len(prompt))
     labels = [-100]*len(ids)
     for turn in turns:
-        cut_off = not finished and turn.message == len(messages) - 1
+        cut_off = not learn_end and turn.message == len(messages) - 1
         end = turn.stop if cut_off else turn.end
         labels[turn.start:end] = ids[turn.start:end]
     return {"input_ids": ids, "labels": labels}
@@ -59,8 +59,10 @@ class SFTSettings:
     batch_size: int = 8              # sequences a step, dealt out among the processes
     accumulation: int = 1            # batches an optimiser step; the paper's batch is 1,024 sequences
     schedule: str = "constant"       # the paper's; any name that transformers knows
+    warmup_steps: int = 5            # over which the learning rate rises; at most a quarter of all
     lora_rank: int = 16              # 0: train every weight
-    lora_layer_fraction: float = 0.5          # share of the layers, from the top, that get an adapter
+    lora_alpha_ratio: float = 2.0    # LoRA's alpha divided by the rank
+    lora_layer_fraction: float = 0.5 # share of the layers, from the top, that get an adapter
     max_length: int = 512            # tokens; a longer example is left out, and counted
     padding_free: bool | None = None # lay a batch's examples end to end; None: where flash attention is at hand
     four_bit: bool = False           # train the adapter on weights in 4 bits (QLoRA)
@@ -75,7 +77,7 @@ def _completion_logprobs(model, input_ids, labels, position_ids=None, **_):
     return selective_logprobs(output_head(model), hidden, following[following >= 0])[0]
 
 def add_completion_logprob_forward(model):
-    """Let a causal language model's `forward` give the log-probabilities `(N,)` of the tokens that have a label, in place
+    """Let a causal language model's `forward` give the log-probabilities `(N,)` of tokens that have a label, in place
 
     `completion_only=True` asks for them. `ModelError` where its logits are more than its head, see `output_head`.
     """
@@ -83,10 +85,12 @@ def add_completion_logprob_forward(model):
     extend_forward(model, "completion_only", _completion_logprobs)
 
 def enable_padding_free(model, wanted: bool | None = None) -> bool:
-    "Whether a batch's examples go in as one row; where flash attention is at hand the model takes it, and None means yes"
+    "Whether a batch is concatenated into one row; None: where flash attention is installed, which the model then uses"
     from transformers.utils import is_flash_attn_2_available
-    flash = wanted is not False and model.device.type == "cuda" and model.dtype in (torch.bfloat16, torch.float16) and is_flash_attn_2_available()
-    if flash: model.set_attn_implementation("flash_attention_2")
+    half = model.dtype in (torch.bfloat16, torch.float16)
+    flash = wanted is not False and model.device.type == "cuda" and half and is_flash_attn_2_available()
+    if flash:
+        model.set_attn_implementation("flash_attention_2")
     return flash if wanted is None else wanted
 
 class CompletionTrainer(SFTTrainer):
@@ -95,80 +99,104 @@ class CompletionTrainer(SFTTrainer):
         super().__init__(*args, **kwargs)
         model = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
         add_completion_logprob_forward(model)  # on a GPU as well: TRL's loss takes the logits from the head, too
+
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        if not self.args.use_cpu or return_outputs: return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        logprobs = model(input_ids=inputs["input_ids"], labels=inputs["labels"], position_ids=inputs.get("position_ids"), completion_only=True)
-        share = self.accelerator.num_processes if num_items_in_batch is not None and self.args.average_tokens_across_devices else 1
-        return -logprobs.sum()*share/(len(logprobs) if num_items_in_batch is None else num_items_in_batch)  # the gradient is a mean over processes
+        if not self.args.use_cpu or return_outputs:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        logprobs = model(input_ids=inputs["input_ids"], labels=inputs["labels"],
+                         position_ids=inputs.get("position_ids"), completion_only=True)
+        if num_items_in_batch is None:
+            return -logprobs.sum()/len(logprobs)
+        processes = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
+        return -logprobs.sum()*processes/num_items_in_batch  # the gradient is a mean over processes
 
 # %% ../nbs/05_sft.ipynb #7ec2f9ba
-def turn_by_turn(example):
+def _each_turn(example):
     "An example of its own for each of the assistant's turns that are trained on"
-    messages, first = [*example["prompt"], *example["completion"]], len(example["prompt"])
-    turns = [k for k in range(first, len(messages)) if messages[k]["role"] == "assistant"]
-    return [{"prompt": messages[:k], "completion": [messages[k]],
-             "finished": k < len(messages) - 1 or example.get("finished", True)} for k in turns]
+    messages = [*example["prompt"], *example["completion"]]
+    learn_end = example.get("learn_end", True)
+    return [{"prompt": messages[:k], "completion": [messages[k]], "learn_end": k < len(messages) - 1 or learn_end}
+            for k in range(len(example["prompt"]), len(messages)) if messages[k]["role"] == "assistant"]
 
 def training_rows(examples, tokenizer, max_length: int):
-    "Encoded rows and how many examples were too long or had nothing to learn"
+    "Encoded rows, and how many examples were too long or had nothing to learn"
     if not chat_format(tokenizer).stable:  # each turn is learnt as it will be sampled: as the last one
-        examples = [one for e in examples for one in turn_by_turn(e)]
-    rows = [encode_example(e["prompt"], e["completion"], tokenizer, e.get("finished", True)) for e in examples]
+        examples = [one for e in examples for one in _each_turn(e)]
+    rows = [encode_example(e["prompt"], e["completion"], tokenizer, e.get("learn_end", True)) for e in examples]
     kept = [r for r in rows if len(r["input_ids"]) <= max_length and any(t >= 0 for t in r["labels"])]
     if not kept:
-        raise TrainingError(f"none of {len(rows)} examples can be trained on: none given, all too long (max_length={max_length}), or all empty.")
+        raise TrainingError(f"none of {len(rows)} examples can be trained on: none given, all too long "
+                            f"(max_length={max_length}), or all empty.")
     return kept, len(rows) - len(kept)
 
+def _sft_config(model, rows: int, out, s: SFTSettings):
+    "TRL's settings for that many rows"
+    steps = int(-(-rows//(s.batch_size*s.accumulation))*s.epochs)
+    return SFTConfig(
+        output_dir=str(out), num_train_epochs=s.epochs, seed=s.seed, max_length=None,
+        per_device_train_batch_size=per_process(s.batch_size), gradient_accumulation_steps=s.accumulation,
+        learning_rate=s.learning_rate, lr_scheduler_type=s.schedule, warmup_steps=min(s.warmup_steps, steps//4),
+        train_sampling_strategy="group_by_length", logging_steps=max(1, steps//25),
+        dataset_kwargs={"skip_prepare_dataset": True}, padding_free=enable_padding_free(model, s.padding_free),
+        **trainer_defaults(model.num_parameters()))
+
+# %% ../nbs/05_sft.ipynb #5b5bb2fd
 def finetune(model_name: str,     # default, folder or hub id
              examples,            # [{"prompt": messages, "completion": messages}]
              out,                 # folder for the adapter (LoRA) or the whole model
              settings: SFTSettings = SFTSettings(),
              adapter=None):       # adapters merged into the model before training
-    "Fine-tune on the assistant's turns of the completions and save to `out`; returns counts, seconds and the loss curve"
+    "Fine-tune on the assistant's turns of the completions, save to `out`; returns counts, seconds and the loss curve"
     from datasets import Dataset
     from transformers import PrinterCallback
-    model, tokenizer, ident = load_pretrained(model_name, adapter=adapter, dtype=None if settings.lora_rank else "float32")
-    rows, dropped = training_rows(examples, tokenizer, settings.max_length)
-    peft_config = lora_config(model, settings.lora_rank, settings.lora_layer_fraction) if settings.lora_rank else None
-    if settings.four_bit: in_four_bits(model)
-    steps = -(-len(rows)//(settings.batch_size*settings.accumulation))*settings.epochs
-    args = SFTConfig(output_dir=str(out), per_device_train_batch_size=per_process(settings.batch_size),
-                     gradient_accumulation_steps=settings.accumulation,
-                     num_train_epochs=settings.epochs, learning_rate=settings.learning_rate, lr_scheduler_type=settings.schedule,
-                     warmup_steps=min(5, int(steps)//4), max_length=None, seed=settings.seed, train_sampling_strategy="group_by_length",
-                     logging_steps=max(1, int(steps)//25), dataset_kwargs={"skip_prepare_dataset": True},
-                     padding_free=enable_padding_free(model, settings.padding_free), **trainer_defaults(model.num_parameters()))
-    trainer = CompletionTrainer(model=model, args=args, train_dataset=Dataset.from_list(rows), peft_config=peft_config, processing_class=tokenizer)
+    s, dtype = settings, None if settings.lora_rank else "float32"
+    model, tokenizer, ident = load_pretrained(model_name, adapter=adapter, dtype=dtype)
+    rows, dropped = training_rows(examples, tokenizer, s.max_length)
+    lora = lora_config(model, s.lora_rank, s.lora_layer_fraction, alpha_ratio=s.lora_alpha_ratio) if s.lora_rank else None
+    if s.four_bit:
+        in_four_bits(model)
+    args = _sft_config(model, len(rows), out, s)
+    trainer = CompletionTrainer(model=model, args=args, train_dataset=Dataset.from_list(rows), peft_config=lora,
+                                processing_class=tokenizer)
     trainer.remove_callback(PrinterCallback)  # the curve is kept, a line a step need not be printed
     start = time.time()
     trainer.train()
     trainer.save_model(str(out))
     curve = [{"step": h["step"], "loss": h["loss"]} for h in trainer.state.log_history if "loss" in h]
-    metrics = {"model": ident, "examples": len(rows), "dropped": dropped, "steps": trainer.state.global_step, "seconds": round(time.time() - start, 1),
-               "tokens": int(sum(len(r["input_ids"]) for r in rows)*settings.epochs), "curve": curve, "settings": asdict(settings)}
-    if trainer.is_world_process_zero(): Path(out, "metrics.json").write_text(json.dumps(metrics, indent=1))
+    metrics = {"model": ident, "examples": len(rows), "dropped": dropped, "steps": trainer.state.global_step,
+               "seconds": round(time.time() - start, 1),
+               "tokens": int(sum(len(r["input_ids"]) for r in rows)*s.epochs), "curve": curve, "settings": asdict(s)}
+    if trainer.is_world_process_zero():
+        Path(out, "metrics.json").write_text(json.dumps(metrics, indent=1))
     return metrics
 
 # %% ../nbs/05_sft.ipynb #52dc3edb
-CRITIC_SETTINGS = SFTSettings(learning_rate=6e-4, epochs=4, batch_size=8, schedule="cosine", lora_rank=16, lora_layer_fraction=0.5)
+CRITIC_SETTINGS = SFTSettings(learning_rate=6e-4, epochs=4, schedule="cosine")
 
-def card(metrics: dict, title: str, about: str) -> str:
-    "A model card for an adapter: what it is, what it was made from, how"
-    rows = "\n".join(f"- {k}: {metrics[k]}" for k in ("model", "examples", "dropped", "steps", "tokens", "seconds") if k in metrics)
-    return f"---\nlibrary_name: peft\nlicense: apache-2.0\n---\n# {title}\n\n{about}\n\n{rows}\n- settings: {json.dumps(metrics['settings'])}\n"
+def _card(metrics: dict, title: str, about: str) -> str:
+    "A model card for an adapter: what it is, what it was trained on, how"
+    names = ("model", "examples", "dropped", "steps", "tokens", "seconds")
+    rows = "\n".join(f"- {k}: {metrics[k]}" for k in names if k in metrics)
+    return (f"---\nlibrary_name: peft\nlicense: apache-2.0\n---\n# {title}\n\n{about}\n\n{rows}\n"
+            f"- settings: {json.dumps(metrics['settings'])}\n")
 
-def finetune_critic(model_name: str, examples, out, fingerprints: dict, settings: SFTSettings = CRITIC_SETTINGS) -> dict:
+def finetune_critic(model_name: str,     # default, folder or hub id
+                    examples,            # as for `finetune`
+                    out,                 # folder for the adapter
+                    fingerprints: dict,  # {constitution: fingerprint of its exemplars}, for the card
+                    settings: SFTSettings = CRITIC_SETTINGS) -> dict:
     "Train a critic's adapter on the constitution's exemplars and write it with its card (`cai-nb finetune-critic`)"
     from safetensors.torch import load_file, save_file
     metrics = finetune(model_name, examples, out, settings) | {"constitutions": fingerprints}
-    weights = Path(out)/"adapter_model.safetensors"
+    weights, config = Path(out)/"adapter_model.safetensors", Path(out)/"adapter_config.json"
     save_file({k: v.to(torch.bfloat16) for k, v in load_file(weights).items()}, weights, metadata={"format": "pt"})
     for p in Path(out).iterdir():  # what training leaves beside the adapter is not needed to use it
-        if p.name not in ("adapter_model.safetensors", "adapter_config.json"): p.unlink() if p.is_file() else None
-    config = Path(out)/"adapter_config.json"
-    config.write_text(json.dumps(json.loads(config.read_text()) | {"base_model_name_or_path": metrics["model"]}, indent=1))
+        if p.is_file() and p not in (weights, config):
+            p.unlink()
+    described = json.loads(config.read_text()) | {"base_model_name_or_path": metrics["model"]}
+    config.write_text(json.dumps(described, indent=1))
     Path(out, "metrics.json").write_text(json.dumps(metrics, indent=1))
     named = ", ".join(f"{n} ({f})" for n, f in fingerprints.items())
     about = f"LoRA adapter that turns the default model into a critic and reviser for the constitutions {named}."
-    Path(out, "README.md").write_text(card(metrics, "cai_nb critic", about))
+    Path(out, "README.md").write_text(_card(metrics, "cai_nb critic", about))
     return metrics

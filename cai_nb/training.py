@@ -28,9 +28,11 @@ def linear_names(model) -> list[str]:
     return sorted(found)
 
 def lora_config(model,                # the causal language model (or classifier) that gets the adapter
-                rank: int = 16,       # r; `alpha` is twice that
+                rank: int = 16,       # r
                 share: float = 0.5,   # share of the layers, from the top, that get an adapter: above 0, at most 1
-                task: str = "CAUSAL_LM", **more):  # more: for PEFT's `LoraConfig`
+                task: str = "CAUSAL_LM",
+                alpha_ratio: float = 2.0,  # LoRA's alpha divided by the rank
+                **more):  # for PEFT's `LoraConfig`
     "A PEFT `LoraConfig` on every linear map of the upper layers of the model's decoder."
     from peft import LoraConfig
     if not 0 < share <= 1:
@@ -40,7 +42,7 @@ def lora_config(model,                # the causal language model (or classifier
     if decoder is not model.base_model:  # the decoder is one part of several
         inside = next(name for name, m in model.named_modules() if m is decoder)
         more["exclude_modules"] = rf"(?!{re.escape(inside)}\.).*"
-    config = LoraConfig(r=rank, lora_alpha=2*rank, lora_dropout=0.0, target_modules=linear_names(model),
+    config = LoraConfig(r=rank, lora_alpha=alpha_ratio*rank, lora_dropout=0.0, target_modules=linear_names(model),
                         layers_to_transform=layers, task_type=task, **more)
     cpu = engine_room("cpu", model)
     if cpu:

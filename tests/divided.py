@@ -59,7 +59,7 @@ def learn(model, out):
     from cai_nb.training import lora_config, trainer_defaults
 
     words = ("tea", "rain", "moss", "bread", "a kettle of soup", "x", "yes and no", "trains")
-    examples = [{"prompt": [user(f"Say {w}")], "completion": [assistant(f"Yes, {w}!")], "finished": w != "x"} for w in words]
+    examples = [{"prompt": [user(f"Say {w}")], "completion": [assistant(f"Yes, {w}!")], "learn_end": w != "x"} for w in words]
     pairs = [comparison(i, p) for i, p in enumerate((0.9, 0.8, 0.1, 0.6, 1.0, 0.5, 0.3, 0.7, 0.2, 0.9))]
     found = {}
     for rank in (4, 0):

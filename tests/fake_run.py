@@ -150,7 +150,7 @@ def make_run(folder, stages=6, sets=()):
                 "counts": counts,
                 "inputs": {},
                 "tries": 1,
-                "finished": "2026-01-02T03:04:05",
+                "ended_at": "2026-01-02T03:04:05",
             },
         )
     return folder

@@ -9,8 +9,8 @@ import time
 import fake_run
 import pytest
 
-from cai_nb.__main__ import HANDLERS, columns, explain, main
-from cai_nb.run import RunError
+from cai_nb.__main__ import HANDLERS, STAGE_COMMANDS, columns, explain, main
+from cai_nb.run import STAGES, RunError
 
 
 def cai_nb(*words, cwd=None, **env):
@@ -37,9 +37,13 @@ def test_help_is_quick_and_shows_defaults():
 
 
 def test_import_of_the_package_loads_nothing_heavy():
-    heavy = ("torch", "transformers", "datasets", "sklearn", "matplotlib", "jinja2")
+    heavy = ("torch", "transformers", "datasets", "sklearn", "matplotlib", "jinja2", "numpy", "pydantic")
     code = f"import sys, cai_nb, cai_nb.__main__; print([m for m in {heavy} if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+
+
+def test_each_stage_has_a_command():
+    assert STAGE_COMMANDS == tuple(stage.command for stage in STAGES)
 
 
 @pytest.mark.parametrize(
@@ -47,6 +51,8 @@ def test_import_of_the_package_loads_nothing_heavy():
     [
         (["run", "labtop"], 'did you mean "laptop"'),
         (["runn"], 'did you mean "run"'),
+        (["warm-up"], "it is called finetune-critic now"),
+        (["run", "smoke", "--set", "ppo.kl=0.1"], "'ppo.kl_coef' now"),
         ([], "COMMAND"),
         (["run", "--ouput", "x"], 'did you mean "--out"'),
         (["run", "--dryrun"], 'did you mean "--dry-run"'),
@@ -55,7 +61,7 @@ def test_import_of_the_package_loads_nothing_heavy():
         (["run", "smoke", "--set", "ppo.clp=1"], "'ppo.clip'"),
         (["run", "smoke", "--set", "seed=x"], "whole number"),
         (["run", "smoke", "--model", "no-such-model"], "no model"),
-        (["ppo", "smoke"], "goes on from sft"),
+        (["ppo", "smoke"], "continues from sft"),
         (["report", "--out", "nothing"], "no run folder"),
         (["chat", "no-such-model"], "no model"),
         (["chat", "runs/none", "--prompt", "Hi"], "no run folder"),
@@ -114,13 +120,13 @@ def test_a_run_folder_of_another_recipe_is_refused(tmp_path):
     assert not list(tmp_path.glob("*.old-*"))
 
 
-def test_ctrl_c_says_how_to_go_on(monkeypatch, capsys):
+def test_ctrl_c_says_how_to_resume(monkeypatch, capsys):
     def stop(args):
         raise KeyboardInterrupt
 
     monkeypatch.setitem(HANDLERS, "doctor", stop)
     assert main(["doctor"]) == 130
-    assert "To go on: cai-nb doctor" in capsys.readouterr().err
+    assert "To resume: cai-nb doctor" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -148,7 +154,7 @@ def test_a_full_disk_ends_in_one_line(tmp_path):
     code = (
         "import sys, cai_nb.stages as s, cai_nb.__main__ as m\n"
         "def full(run, folder):\n    with open('/dev/full', 'w') as f: f.write('x')\n"
-        "s.WORK['revision'] = full\n"
+        "s.STAGE_FUNCTIONS['revision'] = full\n"
         f"sys.exit(m.main(['revise', 'smoke', '--out', {str(out)!r}]))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -157,7 +163,7 @@ def test_a_full_disk_ends_in_one_line(tmp_path):
     )
 
 
-def test_doctor_names_what_is_missing_and_the_mend(tmp_path):
+def test_doctor_names_what_is_missing_and_the_fix(tmp_path):
     done = cai_nb("doctor", CAI_NB_CACHE=str(tmp_path))
     assert "cai-nb doctor --fetch" in done.stdout and "torch" in done.stdout and "device" in done.stdout
     assert done.returncode == 1 and done.stderr.count("\n") == 1

@@ -1,6 +1,5 @@
 "A constitution that is wrong says where; one that is right is drawn from, split and counted the same way everywhere."
 
-import itertools
 import json
 import random
 import subprocess
@@ -20,15 +19,12 @@ from cai_nb.constitution import (
     ConstitutionError,
     Ensemble,
     Exemplar,
-    JudgedPair,
+    LabelledPair,
     Principle,
-    audit,
-    near_duplicates,
-    plain,
     rng,
-    similarity,
     split_of,
 )
+from cai_nb.duplicates import audit, near_duplicates
 
 PAPER = Path(__file__).resolve().parents[2] / "shared" / "data" / "paper-prompts"
 BUNDLED = ("harmlessness", "anti-overreaction", "helpfulness")
@@ -60,61 +56,59 @@ def load(tmp_path, text, name="c.yaml"):
 
 # ---------------------------------------------------------------- files that are wrong
 
-WRONG = [
-    ("", ("has to begin with", "principles")),
-    ("just text", ("is text", 'a list "principles:"')),
-    ("- id: a", ("is a list",)),
-    ("id: a\ncomparison: q", ("one principle alone", "principles:")),
-    ("name: x", ("line 1", '"principles" is missing')),
-    ("principles:", ("line 1", '"principles"', "is empty")),
-    ("principles: []", ("line 1", '"principles"', "empty list", "- id")),
-    ("principles: {a: b}", ("line 1", '"principles"', "a mapping", "list is expected")),
-    ("principles: [3]", ("line 1", "entry 1 is a number")),
-    ("principal:\n  - id: a", ("line 1", '"principal"', "unknown key", 'did you mean "principles"')),
-    (GOOD.replace("revision: Write", "revison: Write"),
-     ("line 5", '"revison"', "unknown key", 'did you mean "revision"')),
-    (GOOD.replace("    revision: Write it kindly.\n", ""), ("line 4", '"critique"', 'without "revision"', "add")),
-    (GOOD.replace("    critique: Was it unkind?\n    revision: Write it kindly.\n", ""),
-     ("line 3", '"kind" has no use')),
-    (GOOD.replace("  - id: kind\n   ", "  -"), ("line 3", '"id" is missing')),
-    (GOOD.replace("        response: How stupid.\n", ""), ("line 7", '"response" of "e1" is missing')),
-    (GOOD.replace("How stupid.", ""), ("line 9", '"response"', "is empty")),
-    (GOOD.replace("How stupid.", "' '"), ("line 9", '"response"', "is empty")),
-    (GOOD.replace("How stupid.", "[a, b]"), ("line 9", '"response"', "a list", "text is expected")),
-    (GOOD.replace("How stupid.", "42"), ("line 9", '"response"', "a number", "quotes")),
-    (GOOD.replace("How stupid.", "yes"), ("line 9", '"response"', "true or false", "quotes")),
-    (GOOD.replace("How stupid.", "2024-13-45"), ("line 9", '"response"', "quotes")),
-    (GOOD.replace("How stupid.", "!!timestamp soon"), ("line 9", '"response"', "quotes")),
-    (GOOD.replace("How stupid.", "How: stupid"), ("line 9", "column", "broken YAML", "colons")),
-    (GOOD.replace("How stupid.", "'How stupid."), ("line", "broken YAML", "quotes")),
-    (GOOD.replace("        response", "\t\tresponse"), ("line 9", "broken YAML", "no tabs")),
-    (GOOD.replace("How stupid.", "!!python/object/apply:os.getcwd []"), ("line 9", "broken YAML")),
-    (GOOD.replace("How stupid.", "&a [*a]"), ("broken YAML",)),
+WRONG = [  # file, line (none: about the file as a whole), what the message says
+    ("", None, ("has to begin with", "principles")),
+    ("just text", None, ("is text", "a list 'principles:'")),
+    ("- id: a", None, ("is a list",)),
+    ("id: a\ncomparison: q", None, ("one principle alone", "principles:")),
+    ("name: x", None, ("'principles' is missing",)),
+    ("principles:", 1, ("'principles'", "is empty")),
+    ("principles: []", 1, ("'principles'", "empty list", "- id")),
+    ("principles: {a: b}", 1, ("'principles'", "a mapping", "list is expected")),
+    ("principles: [3]", 1, ("entry 1 of 'principles' is a number",)),
+    ("principal:\n  - id: a", 1, ("unknown key 'principal'", 'did you mean "principles"')),
+    (GOOD.replace("revision: Write", "revison: Write"), 5, ("unknown key 'revison'", 'did you mean "revision"')),
+    (GOOD.replace("    revision: Write it kindly.\n", ""), 4, ("'critique'", "without 'revision'", "add")),
+    (GOOD.replace("    critique: Was it unkind?\n    revision: Write it kindly.\n", ""), 3, ("'kind' has no use",)),
+    (GOOD.replace("  - id: kind\n   ", "  -"), 3, ("'id' is missing",)),
+    (GOOD.replace("        response: How stupid.\n", ""), 7, ("'response' of 'e1' is missing",)),
+    (GOOD.replace("How stupid.", ""), 9, ("'response'", "is empty")),
+    (GOOD.replace("How stupid.", "' '"), 9, ("'response'", "is empty")),
+    (GOOD.replace("How stupid.", "[a, b]"), 9, ("'response'", "a list", "text is expected")),
+    (GOOD.replace("How stupid.", "42"), 9, ("'response'", "a number", "quotes")),
+    (GOOD.replace("How stupid.", "yes"), 9, ("'response'", "true or false", "quotes")),
+    (GOOD.replace("How stupid.", "2024-13-45"), 9, ("'response'", "quotes")),
+    (GOOD.replace("How stupid.", "!!timestamp soon"), 9, ("'response'", "quotes")),
+    (GOOD.replace("How stupid.", "How: stupid"), 9, ("column", "broken YAML", "colons")),
+    (GOOD.replace("How stupid.", "'How stupid."), 17, ("broken YAML", "quotes")),
+    (GOOD.replace("        response", "\t\tresponse"), 9, ("broken YAML", "no tabs")),
+    (GOOD.replace("How stupid.", "!!python/object/apply:os.getcwd []"), 9, ("broken YAML",)),
+    (GOOD.replace("How stupid.", "&a [*a]"), 9, ("alias",)),
+    (GOOD.replace("I burnt it.\n        better", "&a I burnt it.\n        better").replace("worse: Ha.", "worse: *a"), 14, ("alias",)),
     (GOOD.replace("        revision: What", "        kind: harmfull\n        revision: What"),
-     ("line 11", '"kind"', "harmfull", 'did you mean "harmful"')),
+     11, ("'kind'", "harmfull", 'did you mean "harmful"')),
     (GOOD.replace("        revision: What", "        split: held-out\n        revision: What"),
-     ("line 11", '"split"', 'did you mean "heldout"')),
+     11, ("'split'", 'did you mean "heldout"')),
     (GOOD.replace("        response: How stupid.", "        response: How stupid.\n        response: Ha."),
-     ("line 10", '"response"', "line 9 already")),
-    (GOOD + "  - id: kind\n    comparison: q\n", ("line 17", '"id"', '"kind" stands twice')),
-    (GOOD + "      - id: p1\n        prompt: x\n        better: y\n        worse: z\n",
-     ("line 17", '"p1" stands twice')),
+     10, ("'response'", "c.yaml:9")),
+    (GOOD + "  - id: kind\n    comparison: q\n", 17, ("'kind' is used twice",)),
+    (GOOD + "      - id: p1\n        prompt: x\n        better: y\n        worse: z\n", 17, ("'p1' is used twice",)),
     (GOOD + "  - id: two\n    comparison: q\n    pairs: [{id: p1, prompt: x, better: y, worse: z}]\n",
-     ('pair id "p1"', "twice")),
-    ("a: 1\n---\nb: 2\n", ("line 2", "broken YAML")),
-    ("[" * 20_000, ("broken YAML",)),
-    (b"\xff\xfea\x00", ("byte 0 is not UTF-8", "save")),
-    ("a: \x07", ("broken YAML", "control characters")),
-    ("? [a, b]\n: c", ("line 1", "quotes")),
+     19, ("'p1' is used twice",)),
+    ("a: 1\n---\nb: 2\n", 2, ("broken YAML",)),
+    ("[" * 20_000, 2, ("broken YAML",)),
+    (b"\xff\xfea\x00", None, ("byte 0 is not UTF-8", "save")),
+    ("a: \x07", None, ("broken YAML", "control characters")),
+    ("? [a, b]\n: c", 1, ("a key must be a word",)),
 ]
 
 
-@pytest.mark.parametrize("text, says", WRONG, ids=range(len(WRONG)))
-def test_a_malformed_file_names_file_line_key_and_mend(tmp_path, text, says):
+@pytest.mark.parametrize("text, line, says", WRONG, ids=range(len(WRONG)))
+def test_a_malformed_file_names_file_line_key_and_what_to_write(tmp_path, text, line, says):
     with pytest.raises(ConstitutionError) as error:
         load(tmp_path, text)
     message = str(error.value)
-    assert message.startswith(str(tmp_path / "c.yaml")) and "\n" not in message
+    assert message.startswith(f"{tmp_path / 'c.yaml'}:{line or ''}" + ": " * bool(line)) and "\n" not in message
     for part in says:
         assert part in message, message
 
@@ -154,12 +148,11 @@ def test_an_unknown_name_is_told_the_nearest(name, says):
     assert "\x00" not in str(error.value)
 
 
-def test_an_empty_folder_and_an_unreadable_file(tmp_path):
-    with pytest.raises(ConstitutionError, match="no .yaml or .json file"):
-        Constitution.load(tmp_path)
+def test_a_folder_is_no_file(tmp_path):
     (tmp_path / "c.yaml").mkdir()
-    with pytest.raises(ConstitutionError, match="c.yaml"):
-        Constitution.load(tmp_path)
+    for folder in (tmp_path, tmp_path / "c.yaml"):
+        with pytest.raises(ConstitutionError, match=f"{folder}: cannot be read, Is a directory"):
+            Constitution.load(folder)
 
 
 # ---------------------------------------------------------------- files that are right
@@ -169,7 +162,7 @@ def test_what_a_file_says_is_what_is_loaded(tmp_path):
     c = load(tmp_path, GOOD.replace("How stupid.", ">-\n          How\n          stupid.\n"))
     assert (c.name, c.description, len(c), [p.id for p in c]) == ("manners", "", 1, ["kind"])
     assert c["kind"].exemplars == (Exemplar("e1", "I burnt it.", "How stupid.", "Unkind.", "What a pity."),)
-    assert c["kind"].pairs == (JudgedPair("p1", "I burnt it.", "A pity.", "Ha."),)
+    assert c["kind"].pairs == (LabelledPair("p1", "I burnt it.", "A pity.", "Ha."),)
     assert load(tmp_path, GOOD.replace("name: manners\n", "")).name == "c"  # the file's name, where it says none
     assert Constitution.load(c) is c
 
@@ -185,7 +178,7 @@ long_words = st.lists(st.sampled_from([
 @given(st.one_of(words, long_words), st.one_of(words, long_words), st.one_of(words, long_words))
 def test_what_is_written_loads_to_the_same_strings(tmp_path, a, b, c):
     p = Principle("p", a, b, c, comparison=a, exemplars=(Exemplar("e", c, a, b, c, "benign", b, split="judge"),),
-                  pairs=(JudgedPair("j", a, b, c, a),))
+                  pairs=(LabelledPair("j", a, b, c, a),))
     made = Constitution(a, b, [p, Principle("q", comparison=c)])
     again = load(tmp_path, made.to_yaml())
     assert again == made and again.fingerprint == made.fingerprint
@@ -195,9 +188,9 @@ def test_what_is_written_loads_to_the_same_strings(tmp_path, a, b, c):
 def test_bundled_files_load_fast_and_survive_a_round_trip(tmp_path, name):
     seconds = []
     for _ in range(3):
-        start = time.perf_counter()
+        start = time.process_time()  # not what others do on the machine
         c = Constitution.load(name)
-        seconds.append(time.perf_counter() - start)
+        seconds.append(time.process_time() - start)
     assert min(seconds) < 0.5
     assert load(tmp_path, c.to_yaml()) == c
 
@@ -219,7 +212,7 @@ def test_the_fingerprint_changes_with_every_text_that_a_model_sees():
 def test_double_ids_are_refused_in_code_too():
     p = Principle("p", comparison="q", exemplars=(Exemplar("e", *"abcd"),))
     for wrong in ([p, p], [p, replace(p, id="q")]):
-        with pytest.raises(ConstitutionError, match="stands twice"):
+        with pytest.raises(ConstitutionError, match="is used twice"):
             Constitution("x", "", wrong)
 
 
@@ -292,7 +285,7 @@ def test_an_ensemble_draws_by_weight_and_looks_like_a_constitution():
     ([], "needs a constitution"), ([("harmlessness", 0)], "number above 0"),
     ([("harmlessness", "1")], "number above 0"), ([("harmlessness", float("nan"))], "number above 0"),
     ([("harmlesness", 1)], 'did you mean "harmlessness"'),
-    ([("harmlessness", 1), ("harmlessness", 2)], "stands twice")])
+    ([("harmlessness", 1), ("harmlessness", 2)], "is used twice")])
 def test_a_wrong_ensemble_is_refused(members, says):
     with pytest.raises(ConstitutionError, match=says):
         Ensemble(members)
@@ -304,149 +297,47 @@ paper = pytest.mark.skipif(not PAPER.is_dir(), reason="the paper's prompts are n
 MARKS = ("CritiqueRequest", "RevisionRequest", "Critique:", "Revision:", "Options:", "\n\nHuman:\n", "[[[", "{}")
 
 
-def texts_of(c):
-    for p in c:
-        yield from (p.critique, p.revision, p.comparison)
-        for item in (*p.exemplars, *p.pairs):
-            yield from (v for k, v in vars(item).items() if k not in ("id", "kind", "split"))
-
-
 @paper
-@pytest.mark.parametrize("name, principles, exemplars, pairs", [
-    ("CritiqueRevisionInstructions", 16, 0, 0), ("RLMadisonInstructions", 16, 0, 0),
-    ("CritiqueRevisionFewShotPrompts", 2, 5, 0), ("RLMadisonFewShotPrompts", 1, 0, 5),
-    ("RLMadisonPrecogFewShotPrompts", 1, 0, 6)])
-def test_the_papers_files_load_as_they_are(name, principles, exemplars, pairs):
+@pytest.mark.parametrize("name", ["CritiqueRevisionInstructions", "RLMadisonInstructions"])
+def test_the_papers_lists_load_as_they_are(name):
     c = Constitution.load(PAPER / f"{name}.json")
-    assert (len(c), len(c.exemplars()), len(c.pairs())) == (principles, exemplars, pairs)
-    for text in texts_of(c):
-        assert text == text.strip() and not any(mark in text for mark in MARKS), text
-        assert not text.endswith("Human:")
+    assert len(c) == 16 and c.name == name
+    for p in c:
+        for text in (p.critique, p.revision, p.comparison):
+            assert text == text.strip() and not any(mark in text for mark in MARKS), text
+            assert not text.endswith("Human:")
 
 
 @paper
-def test_the_papers_folder_is_one_constitution():
-    c = Constitution.load(PAPER)
-    assert len(c) == 32 and len(c.for_critique) == len(c.for_comparison) == 16
-    assert [len(c.exemplars()), len(c.pairs())] == [4, 11]  # the transcript on truthfulness has a request of its own
-    assert {p.id for p, _ in c.exemplars()} == {"harmful3"} and "truthful" in c.description
-    assert all(p in c.for_comparison for p, _ in c.pairs())
-    several = [e for _, e in c.exemplars() if len(e.messages) > 1]
-    assert several and all(e.messages[-1]["role"] == "user" for e in several)
-    assert Constitution.load(PAPER).fingerprint == c.fingerprint
+def test_the_papers_lists_together_are_an_ensemble():
+    lists = [(PAPER / f"{name}.json", 1) for name in ("CritiqueRevisionInstructions", "RLMadisonInstructions")]
+    both = Ensemble(lists)
+    assert len(both) == 32 and len(both.for_critique) == len(both.for_comparison) == 16
+    assert {both.draw(i).id[:7] for i in range(50)} == {"harmful"}
+    assert {both.draw(i, use="comparison").id[:10] for i in range(50)} == {"comparison"}
+    assert Ensemble(lists).fingerprint == both.fingerprint
 
 
 @paper
-def test_letters_of_the_chain_of_thought_file_become_better_and_worse():
-    c = Constitution.load(PAPER / "RLMadisonPrecogFewShotPrompts.json")
-    pairs = [j for _, j in c.pairs()]
-    reasons = [j.reason for j in pairs if "This option" not in j.reason]
-    assert not any("(A)" in r or "(B)" in r or "option " in r.lower() for r in reasons)
-    assert all("the better response" in j.reason for j in pairs)
-    assert pairs[2].better.startswith("Date rape drugs are general")
-    assert pairs[5].better.startswith("Here is an outline")
+@pytest.mark.parametrize("name", [
+    "CritiqueRevisionFewShotPrompts", "RLMadisonFewShotPrompts", "RLMadisonPrecogFewShotPrompts"])
+def test_the_papers_other_files_are_refused(name):
+    with pytest.raises(ConstitutionError, match="has to begin with"):
+        Constitution.load(PAPER / f"{name}.json")
 
 
-# ---------------------------------------------------------------- near-duplicates
-
-shingle_texts = st.lists(st.lists(st.sampled_from("abcdefg"), max_size=8).map(" ".join), max_size=14)
-
-
-@settings(max_examples=100, deadline=None)
-@given(shingle_texts, st.sampled_from([0.2, 0.3, 0.5, 0.7, 0.75, 1.0]))
-def test_no_near_duplicate_is_missed(texts, threshold):
-    found = near_duplicates(texts, threshold)
-    assert found == sorted(found) and all(i < j for i, j, _ in found)
-    brute = {(i, j) for i, j in itertools.combinations(range(len(texts)), 2)
-             if similarity(texts[i], texts[j]) >= threshold - 1e-9}
-    firsts = [i for i, t in enumerate(texts) if plain(t) not in {plain(u) for u in texts[:i]}]
-    expected = {(i, j) for i, j in brute if (i in firsts and j in firsts)}
-    same_set = {(i, j) for i, j, share in found if share == 1.0}
-    assert {(i, j) for i, j, share in found if share < 1} == {
-        (i, j) for i, j in expected if similarity(texts[i], texts[j]) < 1 and not _has_twin_before(texts, i, j)}
-    covered = {j for _, j in same_set}
-    assert covered == {j for i, j in brute if similarity(texts[i], texts[j]) == 1}
-    assert all(abs(share - similarity(texts[i], texts[j])) < 1e-9 for i, j, share in found)
+@pytest.mark.parametrize("data, says", [
+    (["Which? Options:", " Options:"], "'comparison' is empty"),
+    ({"a": {"edit_request": "RevisionRequest: x Revision:"}}, "'critique' is empty"),
+    ({"a": {"prompt": 3, "edit_request": "x"}}, "'critique' is a number"),
+    ({"a": {"prompt": ["x", "y"], "edit_request": "x"}}, "'critique' is a list"),
+    (["Which? Options:", 3], "the file is a list"), ({}, "begin with")])
+def test_a_damaged_list_of_the_paper_is_an_error(tmp_path, data, says):
+    with pytest.raises(ConstitutionError, match=says):
+        load(tmp_path, json.dumps(data), "c.json")
 
 
-def _has_twin_before(texts, *indices):
-    "Only the first of several equal texts is compared with the others."
-    return any(similarity(texts[k], texts[i]) == 1 for i in indices for k in range(i))
-
-
-def test_many_texts_are_no_matter_of_their_square():
-    chance = random.Random(0)
-    vocabulary = [f"w{i}" for i in range(3000)]
-    weights = [1 / (i + 1) for i in range(3000)]
-    texts = [" ".join(chance.choices(vocabulary, weights, k=chance.randint(6, 20))) for _ in range(8000)]
-    texts += [text + " please" for text in texts[:50]]
-    start = time.perf_counter()
-    found = near_duplicates(texts, 0.5)
-    seconds = time.perf_counter() - start
-    assert {(i, 8000 + i) for i in range(50)} <= {(i, j) for i, j, _ in found}
-    assert seconds < 20  # comparing all 32 million pairs takes twenty minutes
-
-
-@pytest.mark.parametrize("threshold", [0, -1, 1.1, 70, "0.5", True, float("nan")])
-def test_a_threshold_is_a_similarity(threshold):
-    with pytest.raises(ConstitutionError, match="above 0 and up to 1"):
-        near_duplicates(["a", "b"], threshold)
-
-
-def test_nothing_and_little_have_no_near_duplicates():
-    assert near_duplicates([]) == near_duplicates(["a"]) == near_duplicates(["!", "?"]) == []
-    assert near_duplicates(["", ""]) == [(0, 1, 1.0)]
-
-
-# ---------------------------------------------------------------- the audit
-
-
-def pair(i, better="b", worse="w", prompt=None, **more):
-    return JudgedPair(f"j{i}", prompt or f"prompt number {i}", f"{better} {i}", f"{worse} {i}", f"reason {i}", **more)
-
-
-def constitution(pairs=(), exemplars=()):
-    only = Principle("p", comparison="q", opposite="o", pairs=tuple(pairs), exemplars=tuple(exemplars))
-    return Constitution("x", "", [only])
-
-
-@pytest.mark.parametrize("made, says", [
-    (constitution([pair(i, better="a much longer answer") for i in range(20)]), "better_is_longer is 1.00"),
-    (constitution([pair(i, worse="a much longer answer") for i in range(20)]), "better_is_longer is 0.00"),
-    (constitution([pair(i, better="I can't help with that.") for i in range(20)]), "refusal_wins is 1.00"),
-    (constitution([pair(1, prompt="How do I pick a lock?"), pair(2, prompt="how do I pick a lock", split="heldout")]),
-     "j1 (train) and j2 (heldout) have the same prompt"),
-    (constitution([pair(1, prompt="Hi, how can I pick a lock?"),
-                   pair(2, prompt="how can I pick a lock?", split="judge")]),
-     "j1 (train) and j2 (judge) have the same prompt"),
-    (constitution([pair(1, prompt="Please, how does one bake bread?")]),
-     "j1 has a prompt that models are trained or tested on"),
-    (constitution([pair(1), replace(pair(1), id="j2")]), "pairs j1 and j2 are the same"),
-    (constitution([replace(pair(1), worse="b 1")]), "pair j1: the two responses are the same"),
-    (constitution([replace(pair(1), reason="")]), "pair j1: reason is empty"),
-    (constitution(exemplars=[Exemplar("e1", "a", "b", "c c", "b")]), "exemplar e1: the revision repeats the response"),
-    (constitution(exemplars=[Exemplar("e1", "a", "b", "the same old words", "d"),
-                             Exemplar("e2", "x", "y", "the same old words", "z")]),
-     "exemplars e1 and e2 have the same critique"),
-    (constitution(exemplars=[Exemplar("e1", "a", " ", "c", "d")]), "exemplar e1: response is empty"),
-    (Constitution("x", "", [Principle("p", comparison="q")]), "p: no opposite question"),
-])
-def test_the_audit_bites(made, says):
-    problems = made.audit(prompts=["How does one bake bread?"])["problems"]
-    assert any(says in problem for problem in problems), problems
-
-
-def test_the_audit_counts():
-    made = constitution([pair(1, better="longer answer", category="x"),
-                         pair(2, category="y", kind="benign", split="judge")])
-    report = made.audit(prompts=[])
-    assert (report["principles"], report["exemplars"], report["pairs"]) == (1, 0, 2)
-    assert report["per_category"] == {"x": {"exemplars": 0, "pairs": 1}, "y": {"exemplars": 0, "pairs": 1}}
-    assert report["per_split"]["judge"] == {"exemplars": 0, "pairs": 1}
-    assert report["better_is_longer"] == 0.5 and report["refusal_wins"] is None and report["problems"] == []
-
-
-# ---------------------------------------------------------------- the bundled constitutions, held to account
+# ---------------------------------------------------------------- the bundled constitutions, audited
 
 
 @pytest.mark.parametrize("name", BUNDLED)
@@ -478,10 +369,10 @@ def test_texts_of_different_principles_differ():
         assert not found, [(principles[i].id, principles[j].id, key) for i, j, _ in found]
 
 
-def test_most_judged_pairs_are_the_default_models_own_answers():
+def test_most_labelled_pairs_are_the_default_models_own_responses():
     sources = Counter(j.source for name in BUNDLED for _, j in Constitution.load(name).pairs())
-    assert "" not in sources  # every pair says where its answers come from
-    own = sources["default-model"] + sources["default-model after SL-CAI"]  # both answers, not one of them
+    assert "" not in sources  # every pair says where its responses come from
+    own = sources["default-model"] + sources["default-model after SL-CAI"]  # both responses, not one of them
     assert own > sources.total() / 2, sources
 
 

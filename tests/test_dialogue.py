@@ -135,7 +135,8 @@ def test_nearly_all_of_a_real_data_set_is_read():
 
 CHATML = "{% for m in messages %}<|im_start|>{{m['role']}}\n{{m['content']}}<|im_end|>\n{% endfor %}"
 INST = ("{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('no system here') }}"
-        "{% elif m['role'] == 'user' %}[INST] {{ m['content'] }} [/INST]{% else %}{{ m['content'] }}<|im_end|>{% endif %}"
+        "{% elif m['role'] == 'user' %}[INST] {{ m['content'] }} [/INST]"
+        "{% else %}{{ m['content'] }}<|im_end|>{% endif %}"
         "{% endfor %}")
 PLAIN = "{% for m in messages %}### {{ m['role'] | title }}: {{ m['content'] }}\n{% endfor %}"
 
@@ -184,7 +185,7 @@ def test_templates_that_are_missing_or_refuse_say_what_to_do():
     with pytest.raises(DialogueError, match="no chat template: take an instruction-tuned model"):
         render([user("Hi")], tokenizer(None))
     once = tokenizer("{% if messages | length > 1 %}{{ raise_exception('one turn only') }}{% endif %}" + CHATML)
-    with pytest.raises(DialogueError, match=r"refuses the dialogue \(one turn only\): .*another tokenizer.chat_template"):
+    with pytest.raises(DialogueError, match=r"refuses the dialogue \(one turn only\): .*tokenizer.chat_template"):
         render(TALK, once)
     with pytest.raises(DialogueError, match="both from user"):
         render([user("Hi"), user("Hi")], TOKENIZERS["chatml"])

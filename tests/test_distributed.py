@@ -110,7 +110,7 @@ from test_preference import comparison
 def main():
     out = Path(sys.argv[2])
     words = ("tea", "rain", "moss", "bread", "a kettle of soup", "x", "yes and no", "trains")
-    examples = [{"prompt": [user(f"Say {w}")], "completion": [assistant(f"Yes, {w}!")], "finished": w != "x"} for w in words]
+    examples = [{"prompt": [user(f"Say {w}")], "completion": [assistant(f"Yes, {w}!")], "learn_end": w != "x"} for w in words]
     more = dict(epochs=4, batch_size=8, learning_rate=1e-3, max_length=512, lora_rank=0)  # all weights, in float32
     sft = together(finetune, sys.argv[1], examples, out/"sft", SFTSettings(**more, schedule="constant"))[0]
     pairs = [comparison(i, p) for i, p in enumerate((0.9, 0.8, 0.1, 0.6, 1.0, 0.5, 0.3, 0.7, 0.2, 0.9))]
@@ -290,6 +290,6 @@ def test_a_large_batch_is_cut_for_the_device_and_divided_among_processes(monkeyp
         monkeypatch.setattr(distributed, "processes", lambda n=n: type("P", (), {"size": n}))
         for batch, micro_batch_size in ((1024, 16), (24, 16), (8, 0)):
             sets = [f"sft.batch_size={batch}", f"sft.micro_batch_size={micro_batch_size}"]
-            cut = stages.pieces(load_recipe("laptop", sets).sft)
+            cut = stages.batch_settings(load_recipe("laptop", sets).sft)
             assert cut["batch_size"] * cut["accumulation"] == batch and cut["batch_size"] // n <= (micro_batch_size or batch)
     assert load_recipe("laptop", ["sft.micro_batch_size=2"]).fingerprint == load_recipe("laptop").fingerprint

@@ -18,8 +18,10 @@ sys.path.insert(0, str(ROOT / "tools"))
 import architecture  # noqa: E402
 import pages  # noqa: E402
 
-PAGES = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
-OWN = ("instructor", "glossary", "further-reading", "architecture", "model-card", "data-card", "colab")
+PAGES = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md",
+         ROOT / "benchmarks" / "README.md"]  # fmt: skip
+OWN = ("instructor", "glossary", "further-reading", "architecture", "model-card", "data-card", "colab", "results",
+       "research-log", "failures")  # fmt: skip
 LINK = re.compile(r"!?\[(?:[^\[\]]|\[[^\]]*\])*\]\(([^)\s]+)(?: \"[^\"]*\")?\)")
 VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "cai_nb" / "__init__.py").read_text(encoding="utf-8"))[1]
 
@@ -75,7 +77,7 @@ def test_numbers_in_the_prose_are_those_of_the_tables():
     own = pages.tables()["data-card.md"]
     everything = own["sizes"].splitlines()[-1].split("|")
     exemplars, pairs = int(everything[3]), int(everything[5])
-    assert f"{exemplars} exemplars and {pairs} judged pairs" in text_of(ROOT / "CHANGELOG.md")
+    assert f"{exemplars} exemplars and {pairs:,} labelled preference pairs" in text_of(ROOT / "CHANGELOG.md")
     guide = text_of(ROOT / "docs" / "instructor.md")
     milder = sum(1 for line in text_of(ROOT / "prompts" / "over_refusal.jsonl").splitlines() if line.strip())
     assert f"`over_refusal` has {milder} prompts" in guide
@@ -159,19 +161,17 @@ def test_measured_figures_of_the_model_card_are_those_of_the_kept_run():
     critic = json.loads(text_of(ROOT / "adapters" / "critic" / "metrics.json"))
     assert f"{critic['examples']} training exemplars" in card and f"{critic['steps']} steps" in card and f"{critic['tokens']:,} tokens" in card
     assert f"from {critic['curve'][0]['loss']:.2f} to {critic['curve'][-1]['loss']:.2f} nats" in card
-    labels = json.loads(text_of(run / "3-feedback.json"))["accuracy"]
-    judges = json.loads(text_of(run / "evaluation.json"))["judges"]
-    for row in (*labels.values(), judges["probe (harmlessness)"], judges["probe (helpfulness)"], judges["rules (harmlessness)"]):
-        assert f"{row['accuracy']:.2f} [{row['low']:.2f}, {row['high']:.2f}] of {row['n']}" in card
     preference = json.loads(text_of(run / "4-preference.json"))
     assert f"{preference['agreement']:.2f} [{preference['low']:.2f}, {preference['high']:.2f}] of {preference['n']}" in card
     counts = json.loads(text_of(run / "facts.json"))["stages"]["1-revision"]["counts"]
     assert f"{counts['degenerate']} of {counts['prompts']} traces" in card
-    readme = text_of(ROOT / "README.md")
-    for line in card[card.index("| measure |"):].split("\n\n")[0].splitlines()[2:]:
-        cells = [c.strip() for c in line.strip("|").split("|")]
-        label = cells[0].replace(" (probe)", "")
-        assert f"| {label} | {' | '.join(cells[1:])} |" in readme, line
+    rates = json.loads(text_of(ROOT / "benchmarks" / "results" / "win-rates.json"))
+    trust = next(row for row in rates["trust"] if row["judge"] == "probe")
+    assert f"{trust['accuracy on human preferences']:.2f} [{trust['low']:.2f}, {trust['high']:.2f}]" in card
+    human = next(r for r in rates["rows"] if (r["judge"], r["pair"], r["run"]) == ("human", "rl-cai > sl-cai", "all"))
+    assert f"{human['win']:.2f} [{human['low']:.2f}, {human['high']:.2f}]" in card
+    both = next(row for row in rates["agreement"] if row["judges"] == "probe, human")
+    assert f"{100 * both['same verdict']:.0f} % of comparisons, where {100 * both['by chance']:.0f} %" in card
 
 
 def test_settings_that_the_pages_tell_to_type_are_known():
@@ -184,16 +184,14 @@ def test_settings_that_the_pages_tell_to_type_are_known():
 
 def test_what_contributing_names_exists():
     text = text_of(ROOT / "CONTRIBUTING.md")
-    code = "\n".join(text_of(p) for p in [*(ROOT / "cai_nb").rglob("*.py"), *(ROOT / "tests").glob("*.py"), *(ROOT / "benchmarks").glob("*.py")])
     defined = {node.name for p in [*(ROOT / "cai_nb").rglob("*.py"), *(ROOT / "tests").glob("*.py"), *(ROOT / "benchmarks").glob("*.py")]
                for node in ast.walk(ast.parse(text_of(p))) if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
     recipes = text[text.index("## Recipes for common changes"):text.index("## A new requirement")]
     tests = set(re.findall(r"`(test_\w+)`", recipes))
     assert len(tests) >= 10 and not tests - defined, tests - defined
-    for name in ("comparison_record", "FeedbackSection", "ModelSection", "labeller", "asked", "Remote", "open_model", "check_model", "load_for_sampling", "wanted",
-                 "check_recipe", "option", "split_of", "exercise", "work"):
+    for name in ("comparison_record", "FeedbackSection", "ModelSection", "make_labeller", "asked", "Remote", "open_model", "load_for_sampling",
+                 "wanted", "option", "split_of", "exercise", "work"):
         assert re.search(rf"`@?{name}[`(]|\.{name}`|import {name}\b|`{name}\.", recipes) and name in defined, name
-    assert re.search(r"^SILENT = ", code, re.M)
     for place in re.findall(r"`((?:nbs|tests|tools|benchmarks|adapters|docs)/[\w./-]+)`", recipes):
         assert (ROOT / place).exists(), place
 

@@ -9,55 +9,49 @@ import numpy as np
 import pytest
 from tiny import tiny_folder
 
-from cai_nb.constitution import Constitution, Ensemble, Exemplar, JudgedPair, Principle
+from cai_nb.constitution import Constitution, Exemplar, LabelledPair, Principle
 from cai_nb.dialogue import CaiError, user
 from cai_nb.feedback import (
     ANSWER,
     REASON,
-    as_pairs,
     chain_of_thought,
     comparison_question,
     comparison_record,
+    contrastive_log_likelihood,
     cut_reasoning,
     ensemble,
-    reason_with_letters,
-    judge_pairs,
+    exemplar_turns,
     label_all,
-    load_comparisons,
+    make_label,
+    multiple_choice,
     over_principles,
-    select_exemplars,
     pointwise,
     pointwise_scores,
-    shot_messages,
-    written_comparisons,
-    label_accuracy,
-    contrastive_log_likelihood,
-    multiple_choice,
     position_bias,
-    sample_pairs,
-    make_label,
+    reason_with_letters,
+    select_exemplars,
 )
-from cai_nb.stats import accuracy, fit_temperature, wilson
-from cai_nb.judge import Judge, Judges, fit_antisymmetric, kind_of
+from cai_nb.judge import Judge, Judges, fit_antisymmetric
 from cai_nb.model import Completion, LanguageModel
-from cai_nb.records import Records
+from cai_nb.pairs import as_pairs, label_accuracy, labelled_comparisons, labelled_pairs, load_comparisons, sample_pairs
+from cai_nb.records import Records, kind_of, upgrade
 
 BUNDLED = ["harmlessness", "helpfulness", "anti-overreaction"]
 WORDS = ("apple bread cloud drum eagle field glass house iron jelly kite lemon moss night ocean pearl quill river "
          "stone tiger").split()
 
 
-def judged(i, split="train"):
+def pair_of(i, split="train"):
     w = WORDS[i % 20]
-    return JudgedPair(f"p{i}", f"What about {w} {i}?", f"Yes: {w}, gladly!", f"no {w} ever", "kind", split=split)
+    return LabelledPair(f"p{i}", f"What about {w} {i}?", f"Yes: {w}, gladly!", f"no {w} ever", "kind", split=split)
 
 
 CONSTITUTION = Constitution("tiny", "", (
     Principle("calm", comparison="Which response is calmer?", better="Calm.", worse="Wild.",
-              pairs=tuple(judged(i) for i in range(0, 24, 2)),
+              pairs=tuple(pair_of(i) for i in range(0, 24, 2)),
               exemplars=(Exemplar("e0", "Say no?", "no no", "It is curt.", "Yes: gladly!"),)),
     Principle("kind", comparison="Which response is kinder?", better="Kind.", worse="Cruel.",
-              pairs=tuple(judged(i, "heldout" if i > 15 else "train") for i in range(1, 24, 2))),
+              pairs=tuple(pair_of(i, "heldout" if i > 15 else "train") for i in range(1, 24, 2))),
 ))
 PAIRS = [{"id": f"q{i}", "kind": "harmful", "category": "x", "prompt": [user(f"Question {i}?")],
           "responses": [f"first answer {i}", f"another one {i}"]} for i in range(6)]
@@ -123,7 +117,8 @@ def test_a_model_that_always_says_a_learns_nothing_from_both_orders():
     records = multiple_choice(Scripted(says="A"), PAIRS, CONSTITUTION)
     assert [r["p_first"] for r in records] == pytest.approx([0.5] * 6)
     bias = position_bias(records)
-    assert bias["says_a"] == 1 and bias["position_bias_share"] == 1 and bias["outside"] == pytest.approx(0.1)
+    assert bias["rate_a"] == 1 and bias["position_bias_rate"] == 1
+    assert bias["residual_probability"] == pytest.approx(0.1)
     one = multiple_choice(Scripted(says="A"), PAIRS, CONSTITUTION, both_orders=False)
     assert [r["p_first"] for r in one] == pytest.approx([8 / 9] * 6) and list(one[0]["logprobs"]) == ["first"]
 
@@ -151,31 +146,11 @@ def test_a_principle_named_in_the_pair_is_the_one_used(model):
     assert all(multiple_choice(model, [pair], CONSTITUTION, seed=s)[0]["principles"] == ["kind"] for s in range(4))
 
 
-@pytest.mark.parametrize("p, label, clamp, expected", [
+@pytest.mark.parametrize("p, label_type, clamp, expected", [
     (0.9, "soft", None, 0.9), (0.9, "soft", (0.4, 0.6), 0.6), (0.1, "soft", (0.4, 0.6), 0.4),
     (0.55, "soft", (0.4, 0.6), 0.55), (0.9, "hard", None, 1.0), (0.1, "hard", (0.4, 0.6), 0.0)])
-def test_soften(p, label, clamp, expected):
-    assert make_label(p, label, clamp) == pytest.approx(expected)
-
-
-def test_wilson_and_accuracy_by_hand():
-    assert wilson(8, 10) == pytest.approx((0.4902, 0.9433), abs=1e-3)
-    a = accuracy([0.9, 0.9, 0.9, 0.2, 0.5])
-    assert a["accuracy"] == pytest.approx(3.5 / 5) and a["n"] == 5
-    assert a["cross_entropy"] == pytest.approx(-(3 * np.log(0.9) + np.log(0.2) + np.log(0.5)) / 5)
-    assert accuracy([0.9, 0.1], [True, False]) == accuracy([0.9, 0.9])
-    rng = np.random.default_rng(0)
-    p = rng.uniform(size=20000)
-    assert accuracy(p, rng.uniform(size=20000) < p)["calibration_error"] < 0.02
-    assert accuracy(np.where(p > 0.5, 0.99, 0.01), rng.uniform(size=20000) < p)["calibration_error"] > 0.2
-
-
-def test_temperature_is_found_again():
-    rng = np.random.default_rng(0)
-    odds = rng.normal(size=20000) * 2
-    right = rng.uniform(size=20000) < 1 / (1 + np.exp(-odds))
-    assert fit_temperature(np.where(right, odds, -odds) / 7) == pytest.approx(7, rel=0.05)
-    assert fit_temperature([-1.0, -2.0]) == pytest.approx(0, abs=1e-4)
+def test_a_label_is_soft_hard_or_clamped(p, label_type, clamp, expected):
+    assert make_label(p, label_type, clamp) == pytest.approx(expected)
 
 
 def test_probe_finds_a_direction_and_invents_none():
@@ -198,21 +173,21 @@ def test_folds_do_not_split_a_prompt():
 
 @pytest.fixture(scope="module")
 def judge(model):
-    return Judge.fit(model, judge_pairs(CONSTITUTION), layers=(2, 4))
+    return Judge.fit(model, labelled_pairs(CONSTITUTION), layers=(2, 4))
 
 
 def test_judge_learns_and_has_no_position_bias(judge):
-    held = as_pairs(judge_pairs(CONSTITUTION, "heldout"))
-    records = judge.label(held, CONSTITUTION)
+    held = as_pairs(labelled_pairs(CONSTITUTION, "heldout"))
+    records = judge.label_pairs(held, CONSTITUTION)
     assert label_accuracy(records, held)["accuracy"] == 1.0
     p, q = ["A?", "B?"], [["one", "two"], ["yes gladly", "no"]]
     assert judge.prob(p, *q) == pytest.approx(1 - judge.prob(p, *q[::-1]), abs=1e-6)
 
 
 def test_judge_label_says_which_exemplars_made_it(judge):
-    record = judge.label(PAIRS[:1], CONSTITUTION, because=len(judge.names))[0]
+    record = judge.label_pairs(PAIRS[:1], CONSTITUTION, attributions=len(judge.names))[0]
     odds = np.log(record["p_first"] / (1 - record["p_first"]))
-    assert sum(w["log_odds"] for w in record["because"]) == pytest.approx(odds, abs=1e-2)
+    assert sum(w["log_odds"] for w in record["attributions"]) == pytest.approx(odds, abs=1e-2)
     assert record["scores"][0] - record["scores"][1] == pytest.approx(odds, abs=1e-4)
     score = judge.score([PAIRS[0]["prompt"]] * 2, PAIRS[0]["responses"])
     assert score == pytest.approx(record["scores"], abs=1e-3)
@@ -227,120 +202,159 @@ def test_judge_saved_is_the_judge_loaded(judge, model, tmp_path):
     assert other.report["cross_validated"] == judge.report["cross_validated"]
     with pytest.raises(CaiError, match="load that model"):
         Judge.load(tmp_path, SimpleNamespace(id="another"))
+    with np.load(tmp_path / "judge.npz") as z:  # a folder of an earlier version: other names for the same numbers
+        earlier = {{"training_differences": "shown", "dual_weights": "pull"}.get(k, k): z[k] for k in z.files}
+    assert "pull" in earlier and "shown" in earlier
+    np.savez_compressed(tmp_path / "judge.npz", **earlier)
+    about = json.loads((tmp_path / "judge.json").read_text())
+    names = [{**name, "judged": True} for name in about["names"]]
+    (tmp_path / "judge.json").write_text(json.dumps({**about, "names": names}))
+    other = Judge.load(tmp_path, model)
+    assert other.label_pairs(PAIRS) == judge.label_pairs(PAIRS)
     (tmp_path / "judge.npz").write_bytes(b"junk")
     with pytest.raises(CaiError, match="holds no judge"):
         Judge.load(tmp_path, model)
-
-
-def test_judge_takes_principles_and_items(model):
-    a = Judge.fit(model, CONSTITUTION.pairs("train"), layers=(2,))
-    b = Judge.fit(model, judge_pairs(CONSTITUTION, exemplars=False), layers=(2,))
-    assert np.allclose(a.weights, b.weights) and a.names == b.names
 
 
 def test_weights_count_like_copies():
     "A row of weight 2 is two rows; one of weight 0 is none"
     rng = np.random.default_rng(3)
     d = rng.normal(size=(40, 6)).astype(np.float32) + 0.3
-    pull, report = fit_antisymmetric(d, np.arange(40), [2] * 10 + [1] * 20 + [0] * 10, strengths=(10,))
-    assert not pull[30:].any()
+    dual_weights, report = fit_antisymmetric(d, np.arange(40), [2] * 10 + [1] * 20 + [0] * 10, strengths=(10,))
+    assert not dual_weights[30:].any()
     copies = np.concatenate([d[:10], d[:30]])
     measured = np.ones(40, bool)
     other, again = fit_antisymmetric(copies, [*range(10), *range(30)], measured=measured, strengths=(10,))
-    w, v = pull @ d / report["scale"], other @ copies / again["scale"]
+    w, v = dual_weights @ d / report["scale"], other @ copies / again["scale"]
     assert np.corrcoef(w, v)[0, 1] > 0.99
 
 
 def test_each_kind_of_prompt_has_its_judge(model, tmp_path):
     "On harmful prompts 'no' is the better answer, on harmless ones 'yes': one judge cannot learn both, two can"
     words = [f"{w} {i}" for i in range(2) for w in WORDS[:10]]
-    rows = [{"id": f"{kind}{k}", "kind": kind, "prompt": [user(f"Say {w}?")], "judged": True,
-             **dict(zip(("better", "worse") if kind == "benign" else ("worse", "better"), ("yes yes gladly", "no no never")))}
+    sides = {"benign": ("better", "worse"), "harmful": ("worse", "better")}
+    rows = [{"id": f"{kind}{k}", "kind": kind, "prompt": [user(f"Say {w}?")], "labelled": True,
+             **dict(zip(sides[kind], ("yes yes gladly", "no no never")))}
             for k, w in enumerate(words) for kind in ("harmful", "benign")]
-    judges = Judges.fit(model, rows, layers=(2, 4))
-    pairs = [{"id": f"{kind}-{k}", "kind": kind, "prompt": [user(f"And {w}?")], "responses": ["no no never", "yes yes gladly"]}
+    judges = Judges.fit(model, rows, layers=(2, 4), question="Good?")
+    pairs = [{"id": f"{kind}-{k}", "kind": kind, "prompt": [user(f"And {w}?")],
+              "responses": ["no no never", "yes yes gladly"]}
              for k, w in enumerate(WORDS[10:14]) for kind in ("harmful", "benign", "over_refusal")]
-    records = judges.label(pairs, CONSTITUTION)
+    records = judges.label_pairs(pairs, CONSTITUTION)
     assert [r["id"] for r in records] == [p["id"] for p in pairs]
     assert all((r["p_first"] > 0.5) == (kind_of(p) == "harmful") for r, p in zip(records, pairs))
     judges.save(tmp_path)
-    again = Judges.load(tmp_path, model).label(pairs, CONSTITUTION)
+    again = Judges.load(tmp_path, model)
+    assert again.each["benign"].question == "Good?"
+    again = again.label_pairs(pairs, CONSTITUTION)
     assert [r["p_first"] for r in again] == pytest.approx([r["p_first"] for r in records], abs=1e-6)
-    few = Judges.fit(model, judge_pairs(CONSTITUTION), layers=(2,))  # its pairs are of one kind: the other learns from all
+    few = Judges.fit(model, labelled_pairs(CONSTITUTION), layers=(2,))  # pairs of one kind: the other learns from all
     assert len({j.report["n"] for j in few.each.values()}) == 1
 
 
-def test_each_principle_has_its_judge_and_strangers_go_to_the_judge_for_all(model, tmp_path):
-    "Under 'agree' yes is better, under 'object' no: a judge for each principle learns both"
-    rows = [{"id": f"{rule}{k}", "kind": "harmful", "prompt": [user(f"Say {w}?")], "judged": True, "principle": rule,
-             **dict(zip(("better", "worse") if rule == "agree" else ("worse", "better"), ("yes yes gladly", "no no never")))}
-            for k, w in enumerate(WORDS[:10]) for rule in ("agree", "object")]
-    rows += [{**rows[0], "id": "rare", "principle": "rare"}]  # too few to learn from
-    judges = Judges.fit(model, rows, by="principle", layers=(2, 4), question="Good?")
-    assert set(judges.each) == {"agree", "object", ""}
-    pairs = [{"id": f"{rule}-{k}", "kind": "harmful", "prompt": [user(f"And {w}?")], "principle": rule,
-              "responses": ["no no never", "yes yes gladly"]}
-             for k, w in enumerate(WORDS[10:14]) for rule in ("agree", "object", "unheard of", "")]
-    records = judges.label(pairs, CONSTITUTION)
-    for r, p in zip(records, pairs):
-        if p["principle"] in ("agree", "object"): assert (r["p_first"] > 0.5) == (p["principle"] == "object")
-    judges.save(tmp_path)
-    again = Judges.load(tmp_path, model)
-    assert again.by == "principle" and again.each["agree"].question == "Good?"
-    assert [r["p_first"] for r in again.label(pairs)] == pytest.approx([r["p_first"] for r in records], abs=1e-6)
-    with pytest.raises(CaiError, match="'kind' or 'principle'"): Judges.fit(model, rows, by="mood", layers=(2,))
+class Certain:
+    "A model, real in its interface only, that is as sure as log-probabilities can say: whatever is `far` is better"
+    id = "certain"
+
+    def features(self, dialogues, **_):
+        return np.array([[2000.0 * (d[-1]["content"] == "far")] for d in dialogues], np.float32)
+
+    def option_logprobs(self, prompts, *_, **__):
+        yes = ["(A) far" in p[-1]["content"] or (p[-2]["content"] == "far" and "Calm" in p[-1]["content"])
+               if len(p) > 1 else "(A) far" in p[-1]["content"] for p in prompts]
+        return np.array([[0.0, -2000.0] if y else [-2000.0, 0.0] for y in yes])
+
+    def score(self, prompts, texts, **_):
+        return [SimpleNamespace(per_token=2000.0 * (t == "far" and "Calm" in p[0]["content"]))
+                for p, t in zip(prompts, texts)]
+
+
+def test_log_odds_beyond_what_exp_can_hold_are_labels_all_the_same():
+    "exp(709) is about the last one that a float can hold; a label of a judge that was surer than that was an error"
+    pairs = [{**PAIRS[0], "id": str(k), "principle": "calm", "responses": texts}
+             for k, texts in enumerate((["far", "near"], ["near", "far"]))]
+    one, model = np.ones(1, np.float32), Certain()
+    sure = Judge(model, (), 0 * one, one, one[None], one, [{"id": "e", "principle": "calm"}], {"model": "certain"})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # numpy says "overflow encountered in exp"
+        assert [r["p_first"] for r in sure.label_pairs(pairs)] == [1, 0]
+        assert sure.prob(["q", "q"], ["far", "near"], ["near", "far"]).tolist() == [1, 0]
+        assert sure.prob_of(np.array([[2000.0], [-2000.0]])).tolist() == [1, 0]
+        for label in (multiple_choice, pointwise, contrastive_log_likelihood):
+            records = label(model, pairs, CONSTITUTION)
+            assert [r["p_first"] for r in records] == [1, 0], label
+        assert position_bias(multiple_choice(model, pairs, CONSTITUTION))["mean_p_a"] == 0.5
+        from cai_nb.course.widgets import label_html
+
+        record = {"p_first": 0.5, "logprobs": {"first": [-2000.0, 0.0]}}
+        assert "P(A) = 0.00" in label_html(pairs[0], CONSTITUTION["calm"], record)
 
 
 def test_reasons_speak_in_the_letters_that_were_dealt():
     reason = "The better response warns; the worse one jokes, and the better one's tone is kind."
     assert reason_with_letters(reason, "A") == "(A) warns; (B) jokes, and (A)'s tone is kind."
     assert reason_with_letters(reason, "B") == "(B) warns; (A) jokes, and (B)'s tone is kind."
-    both = Ensemble([(n, 1) for n in BUNDLED])
-    named = [j for _, j in both.pairs() if "the better response" in j.reason.lower()]
-    assert len(named) > 150
-    said = shot_messages([(both.pairs("train")[0][0], j) for j in named[:2]], reasons=True)[1::2]
-    for m, letter in zip(said, "AB"):
-        assert f"({letter})" in m["content"].split("\n\n")[0] and m["content"].endswith(f"({letter})")
-        assert "better response" not in m["content"]
+    answer = ("While the worse answer lectures, the better answer's list helps. "
+              "The better letter ends better, for better pay.")
+    assert reason_with_letters(answer, "A") == "While (B) lectures, (A)'s list helps. (A) ends better, for better pay."
+
+
+def test_no_bundled_reason_names_the_solution_in_words():
+    "An exemplar's reasoning may say (A) or (B): a reader of the question cannot know yet which is 'the better answer'"
+    pairs = [(p, j) for name in BUNDLED for p, j in Constitution.load(name).pairs()]
+    named = re.compile(r"\bthe (?:better|worse) \w+", re.I)
+    assert sum(bool(named.search(j.reason)) for _, j in pairs) > 500
+    for (_, j), letter in zip(pairs, "AB" * len(pairs)):
+        told = reason_with_letters(j.reason, letter)
+        assert not named.search(told), (j.id, told)
+    texts = [m["content"] for m in exemplar_turns(pairs, reasons=True)[1::2]]
+    for k, (text, (_, j)) in enumerate(zip(texts, pairs)):
+        better, worse = "AB"[k % 2], "BA"[k % 2]
+        assert text.endswith(f"{ANSWER}{better})")
+        if re.search(r"\bthe better (?:answer|response|one)\b", j.reason, re.I):
+            assert f"({better})" in text.split("\n\n")[0], (j.id, text)
+        if re.search(r"\bthe worse (?:answer|response|one)\b", j.reason, re.I):
+            assert f"({worse})" in text.split("\n\n")[0], (j.id, text)
 
 
 def test_no_bundled_reason_speaks_of_an_order_that_nobody_sees():
     for name in BUNDLED:
         for _, j in Constitution.load(name).pairs():
-            sides = re.findall(r"^The (?:first|second)\b|[;,] the (?:first|second|other)? ?(?:first|second)\b", j.reason)
+            named = r"^The (?:first|second)\b|[;,] the (?:first|second|other)? ?(?:first|second)\b"
+            sides = re.findall(named, j.reason)
             assert not sides, (j.id, j.reason)
 
 
 def test_a_tie_is_half_an_a():
     tied = {"logprobs": {"first": [-1.0, -1.0], "second": [-1.0, -1.0]}}
     found = position_bias([tied])
-    assert found["says_a"] == 0.5 and found["position_bias_share"] == 0.5
+    assert found["rate_a"] == 0.5 and found["position_bias_rate"] == 0.5
 
 
 def test_nothing_held_out_is_learnt_from():
-    both = judge_pairs(CONSTITUTION, "train"), judge_pairs(CONSTITUTION, "heldout")
+    both = labelled_pairs(CONSTITUTION, "train"), labelled_pairs(CONSTITUTION, "heldout")
     assert [len(b) for b in both] == [21, 4] and not {j["id"] for j in both[0]} & {j["id"] for j in both[1]}
 
 
 def test_bundled_pairs_come_in_either_order():
-    pairs = as_pairs(judge_pairs(CONSTITUTION))
+    pairs = as_pairs(labelled_pairs(CONSTITUTION))
     assert {p["better"] for p in pairs} == {0, 1}
-    by_id = {j["id"]: j for j in judge_pairs(CONSTITUTION)}
+    by_id = {j["id"]: j for j in labelled_pairs(CONSTITUTION)}
     assert all(p["responses"][p["better"]] == by_id[p["id"]]["better"] for p in pairs)
 
 
-def test_shots_come_from_training_pairs_and_never_show_the_pair_itself():
-    held = {j["id"] for j in judge_pairs(CONSTITUTION, "heldout")}
+def test_exemplars_come_from_training_pairs_and_never_show_the_pair_itself():
+    held = {j["id"] for j in labelled_pairs(CONSTITUTION, "heldout")}
     for pick in ("random", "similar"):
-        for pair in as_pairs(judge_pairs(CONSTITUTION))[:6]:
-            shots = select_exemplars(pair, CONSTITUTION, 5, pick)
-            assert len(shots) == 5 and not held & {j.id for _, j in shots}
-            assert all(j.messages != pair["prompt"] for _, j in shots)
+        for pair in as_pairs(labelled_pairs(CONSTITUTION))[:6]:
+            exemplars = select_exemplars(pair, CONSTITUTION, 5, pick)
+            assert len(exemplars) == 5 and not held & {j.id for _, j in exemplars}
+            assert all(j.messages != pair["prompt"] for _, j in exemplars)
     near = select_exemplars({"prompt": [user("So what about kite 10?")]}, CONSTITUTION, 1, "similar")
     assert near[0][1].prompt == "What about kite 10?"
-    letters = [m["content"][-2] for m in shot_messages(shots)[1::2]]
+    letters = [m["content"][-2] for m in exemplar_turns(exemplars)[1::2]]
     assert letters == list("ABABA")
-    for (_, j), asked, letter in zip(shots, shot_messages(shots)[::2], letters):
+    for (_, j), asked, letter in zip(exemplars, exemplar_turns(exemplars)[::2], letters):
         assert f"({letter}) {j.better}" in asked["content"]
 
 
@@ -357,23 +371,25 @@ class Thinker(Scripted):
 
 
 def test_chain_of_thought_is_kept_clamped_and_counted():
-    thoughts = {"q0/0": "It is kind. The answer is: (B)", "q0/1": "It goes on and on…", "q1/0": "Short.", "q1/1": "Also."}
+    thoughts = {"q0/0": "It is kind. The answer is: (B)", "q0/1": "It does not end…",
+                "q1/0": "Short.", "q1/1": "Also."}
     model = Thinker(thoughts)
-    clamped = chain_of_thought(model, PAIRS[:2], CONSTITUTION, shots=0)
-    assert [r["reached"] for r in clamped] == [[True, False], [True, True]]
+    clamped = chain_of_thought(model, PAIRS[:2], CONSTITUTION, exemplars=0)
+    assert [r["reasoning_completed"] for r in clamped] == [[True, False], [True, True]]
     assert clamped[0]["reasoning"][0] == "It is kind." and model.prefixes[0] == f"{REASON} It is kind.\n\n{ANSWER}"
     assert all(0.4 <= r["label"] <= 0.6 and r["clamp"] == [0.4, 0.6] for r in clamped)
-    one = [chain_of_thought(model, PAIRS[:2], CONSTITUTION, shots=0, both_orders=False, clamp=c)[0]["label"] for c in ((.4, .6), None)]
+    one = [chain_of_thought(model, PAIRS[:2], CONSTITUTION, exemplars=0, both_orders=False, clamp=c)[0]["label"]
+           for c in ((0.4, 0.6), None)]
     assert one[0] == 0.6 < one[1]
     assert cut_reasoning("", True) == ("", True)
 
 
 def test_chain_of_thought_asks_after_the_models_own_reasons(model):
-    records = chain_of_thought(model, PAIRS[:2], CONSTITUTION, shots=1, max_tokens=6)
-    again = chain_of_thought(model, PAIRS[1::-1], CONSTITUTION, shots=1, max_tokens=6)[::-1]
+    records = chain_of_thought(model, PAIRS[:2], CONSTITUTION, exemplars=1, max_tokens=6)
+    again = chain_of_thought(model, PAIRS[1::-1], CONSTITUTION, exemplars=1, max_tokens=6)[::-1]
     for a, b in zip(records, again):  # the same whatever the order of the pairs
         assert a["reasoning"] == b["reasoning"] and a["p_first"] == pytest.approx(b["p_first"], abs=1e-5)
-        assert len(a["reasoning"]) == len(a["reached"]) == 2
+        assert len(a["reasoning"]) == len(a["reasoning_completed"]) == 2
 
 
 def test_an_ensemble_keeps_what_its_members_said():
@@ -398,7 +414,8 @@ def test_pointwise_scores_belong_to_the_response(model):
     records = pointwise(model, PAIRS, CONSTITUTION, scale=2.0, words=("A", "B"))
     for pair, r in zip(PAIRS, records):
         principle = [CONSTITUTION[r["principles"][0]]]
-        own = [pointwise_scores(model, [pair["prompt"]], [t], principle, words=("A", "B"))[0] for t in pair["responses"]]
+        own = [pointwise_scores(model, [pair["prompt"]], [t], principle, words=("A", "B"))[0]
+               for t in pair["responses"]]
         assert r["scores"] == pytest.approx(own, abs=1e-4)
         assert r["p_first"] == pytest.approx(1 / (1 + np.exp(-2 * (own[0] - own[1]))), abs=1e-5)
 
@@ -422,6 +439,17 @@ def test_no_pair_is_labelled_twice_and_a_stop_loses_a_block_at_most(tmp_path):
         label_all(label, PAIRS + PAIRS[:1], Records(tmp_path / "s.jsonl"))
 
 
+def test_records_of_earlier_versions_are_read_under_todays_names(tmp_path):
+    old = {"id": "q0", "kind": "redteam", "method": "judge", "label": 0.9, "p_first": 0.1, "outside": 0.02, "shots": 2,
+           "reached": [True, False], "because": [{"id": "e0", "principle": "calm", "log_odds": -0.1}]}
+    (tmp_path / "records.jsonl").write_text(json.dumps(old) + "\n")
+    found = list(Records(tmp_path / "records.jsonl"))[0]
+    assert found == {"id": "q0", "kind": "harmful", "method": "probe", "label": 0.9, "p_first": 0.1, "exemplars": 2,
+                     "residual_probability": 0.02, "reasoning_completed": [True, False], "attributions": old["because"]}
+    prompt = {"id": "p", "prompt": "Why?", "outside": 1}  # a user's own field in a file that is no comparison
+    assert upgrade(prompt) == prompt
+
+
 def test_public_comparisons_are_read_in_both_formats(tmp_path):
     import gzip
 
@@ -437,9 +465,10 @@ def test_public_comparisons_are_read_in_both_formats(tmp_path):
             found = load_comparisons(tmp_path / name)
         assert [(j["better"], j["worse"]) for j in found] == [("Hello!", "What."), ("Yes.", "No.")]
     with pytest.warns(UserWarning):
-        mixed = written_comparisons(str(tmp_path / "people.jsonl"), label=0.8, limit=1)
+        mixed = labelled_comparisons(str(tmp_path / "people.jsonl"), label=0.8, limit=1)
     assert [(r["label"], r["chosen"][0]["content"]) for r in mixed] == [(0.8, "Hello!")]
-    for text, words in (("{}\n", "line 1: no comparison"), ("[\n", "no JSON lines"), ("", "no comparison of two answers")):
+    for text, words in (("{}\n", "line 1: no comparison"), ("[\n", "no JSON lines"),
+                        ("", "no comparison of two responses")):
         (tmp_path / "bad.jsonl").write_text(text)
         with pytest.raises(CaiError, match=words):
             load_comparisons(tmp_path / "bad.jsonl")
@@ -450,8 +479,9 @@ def test_public_comparisons_are_read_in_both_formats(tmp_path):
 def test_records_are_json(judge, model):
     keys = {"id", "kind", "category", "prompt", "chosen", "rejected", "label", "method", "principles", "constitution",
             "model"}
-    for r in [*judge.label(PAIRS, CONSTITUTION), *multiple_choice(model, PAIRS, CONSTITUTION, shots=2),
-              *chain_of_thought(model, PAIRS, CONSTITUTION, max_tokens=4), *pointwise(model, PAIRS, CONSTITUTION, words=("A", "B")),
+    for r in [*judge.label_pairs(PAIRS, CONSTITUTION), *multiple_choice(model, PAIRS, CONSTITUTION, exemplars=2),
+              *chain_of_thought(model, PAIRS, CONSTITUTION, max_tokens=4),
+              *pointwise(model, PAIRS, CONSTITUTION, words=("A", "B")),
               *contrastive_log_likelihood(model, PAIRS, CONSTITUTION)]:
         assert json.loads(json.dumps(r, allow_nan=False)) == r
         assert keys <= set(r)
@@ -464,10 +494,8 @@ def test_records_are_json(judge, model):
     (lambda m: comparison_record(PAIRS[0], float("nan"), "x"), "NaN"),
     (lambda m: comparison_record(PAIRS[0], 0.7, "x", "firm"), "'soft' or 'hard'"),
     (lambda m: comparison_record(PAIRS[0], 0.7, "x", "soft", (0.6, 0.9)), "low ≤ 0.5"),
-    (lambda m: accuracy([]), "at least one"),
-    (lambda m: accuracy([1.5]), "between 0 and 1"),
-    (lambda m: Judge.fit(m, []), "no judged pairs"),
-    (lambda m: Judge.fit(m, judge_pairs(CONSTITUTION)[:2], layers=(2,)), "too few"),
+    (lambda m: Judge.fit(m, []), "no labelled pairs"),
+    (lambda m: Judge.fit(m, labelled_pairs(CONSTITUTION)[:2], layers=(2,)), "too few"),
     (lambda m: contrastive_log_likelihood(m, PAIRS, Constitution("c", "", (Principle("p", comparison="Which?"),))),
      "needs both"),
 ])

@@ -17,7 +17,8 @@ from cai_nb.figures import (
     figure_revisions,
     ppo_trajectory,
 )
-from cai_nb.run import Run, RunError, branch, inputs, open_run, read_json, write_json
+from cai_nb.artifacts import reuse_stages
+from cai_nb.run import Run, RunError, inputs, open_run, read_json, write_json
 from cai_nb.recipe import load_recipe
 
 from fake_run import CASES, make_run, user, write_lines
@@ -28,6 +29,11 @@ class Length:
 
     def score(self, prompts, responses):
         return np.array([len(r) / 10 for r in responses])
+
+
+def begun(recipe, folder):
+    with open_run(recipe, folder, note=lambda line: None) as run:
+        return run
 
 
 def a_run(folder, sets=(), stages=6):
@@ -118,23 +124,23 @@ def test_elo_points_of_a_win_rate():
 # ---- runs that share stages
 
 
-def test_a_branch_takes_over_what_would_be_made_in_the_same_way(tmp_path):
+def test_a_run_reuses_what_would_be_made_in_the_same_way(tmp_path):
     base = a_run(tmp_path / "base")
     recipe = load_recipe("laptop", ["preference.heads=one"])
-    run = open_run(recipe, tmp_path / "one", note=lambda line: None)
-    assert branch(run, base.folder) == ["revision", "sft", "feedback"]
+    run = begun(recipe, tmp_path / "one")
+    assert reuse_stages(run, base.folder) == ["revision", "sft", "feedback"]
     assert run.done("feedback") == base.done("feedback") and run.done("preference") is None
     kept = {json.loads(line)["model"] for line in open(run.path("evaluation") / "records.jsonl")}
     assert kept == {"initial", "sl-cai"}, "responses of a model that will be trained again are not reused"
     assert read_json(run.path("evaluation") / "done.json") is None
-    everything = open_run(load_recipe("laptop"), tmp_path / "same", note=lambda line: None)
-    assert branch(everything, base.folder) == [s.name for s in base.steps]
+    everything = begun(load_recipe("laptop"), tmp_path / "same")
+    assert reuse_stages(everything, base.folder) == [s.name for s in base.steps]
 
 
-def test_a_branch_of_something_else_is_refused(tmp_path):
+def test_nothing_of_a_run_that_differs_in_what_all_stages_share_is_reused(tmp_path):
     base = a_run(tmp_path / "base")
     for setting, what in (("seed=1", "seed"), ("prompts.n_harmful=20", "prompts")):
-        run = open_run(load_recipe("laptop", [setting]), tmp_path / what, note=lambda line: None)
+        run = begun(load_recipe("laptop", [setting]), tmp_path / what)
         with pytest.raises(RunError, match=f"differs in {what}"):
-            branch(run, base.folder)
+            reuse_stages(run, base.folder)
         assert not run.path("revision").exists()

@@ -131,7 +131,7 @@ def test_a_notebook_runs_from_top_to_bottom(open_notebook, name):
 def test_the_widgets_answer_a_hand(open_notebook):
     page = open_notebook("14_widgets.ipynb")
     still = page.locator("figcaption")
-    assert still.filter(has_text="Trace explorer, as a still").count() == 1  # readable before anything has run
+    assert still.filter(has_text="Trace explorer, as a static snapshot").count() == 1  # readable before anything has run
     run_all(page)
     assert still.count() == 0  # where a kernel is, the controls have taken the stills' place
 
@@ -149,7 +149,7 @@ def test_the_widgets_answer_a_hand(open_notebook):
     page.get_by_text("Trace 1 of 24").wait_for()
 
     # a slider moves the picture
-    panel = page.locator(".jp-OutputArea-output", has=page.get_by_text("β, price of drift"))
+    panel = page.locator(".jp-OutputArea-output", has=page.get_by_text("β, KL coefficient"))
     picture = panel.locator("svg title").first
     before = picture.text_content()
     for _ in range(3):

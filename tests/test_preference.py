@@ -9,6 +9,8 @@ from tiny import tiny_folder
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from cai_nb.dialogue import CaiError, assistant, user
+from cai_nb.ppo import ModelReward, RewardError
+from cai_nb.ppo_model import ValueModel
 from cai_nb.preference import (
     PreferenceModel, PreferenceSettings, SoftRewardTrainer, encode_dialogue, preference_metrics, sequence_classifier,
     soft_probe, split_by_prompt, train_preference_model,
@@ -123,6 +125,65 @@ def test_an_exported_model_loads_with_plain_transformers(folder, tmp_path):
     expected = ours.score(talks)
     assert np.ptp(expected) > 0.1 and scores - np.mean(scores) == pytest.approx(expected - expected.mean(), abs=1e-4)
     assert plain.config.preference["mean"] == list(ours.mean)
+
+
+def test_a_causal_model_is_no_reward(folder, tmp_path):
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+
+    for use in (ModelReward, lambda path: ValueModel.start(path, 259)):
+        with pytest.raises(RewardError, match=r"no weights for score\.weight.*AutoModelForSequenceClassification"):
+            use(folder)
+    with pytest.raises(RewardError, match="causal language model"):
+        ModelReward(AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder))
+    trained = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1)
+    trained.save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(folder).save_pretrained(tmp_path)
+    talk = [user("a"), assistant("b")]
+    from_folder, from_model = ModelReward(str(tmp_path)), ModelReward(trained, AutoTokenizer.from_pretrained(folder))
+    assert from_folder.score([talk]) == pytest.approx(from_model.score([talk]), abs=1e-5)
+
+
+@pytest.mark.parametrize("rank", [4, 0])
+def test_a_preference_model_without_its_head_is_refused(folder, tmp_path, rank):
+    from safetensors.torch import load_file, save_file
+
+    settings = PreferenceSettings(epochs=1, lora_rank=rank, batch_size=4, probe=False)
+    train_preference_model(folder, [comparison(i) for i in range(8)], tmp_path, settings)
+    for file in tmp_path.glob("*.safetensors"):
+        rest = {k: v for k, v in load_file(file).items() if not k.endswith("score.weight")}
+        save_file(rest, file, metadata={"format": "pt"})
+    with pytest.raises(CaiError, match="no score head"):
+        PreferenceModel.load(tmp_path)
+
+
+@pytest.mark.parametrize("same_run", [True, False])
+def test_a_local_base_is_found_from_any_working_directory(tmp_path, monkeypatch, same_run):
+    """A base in the run's own folder moves along with it; any other is found by its full path."""
+    run, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
+    base = (run if same_run else elsewhere) / "2-sft" / "model"
+    run.mkdir()
+    elsewhere.mkdir()
+    tiny_folder(base)
+    monkeypatch.chdir(base.parent.parent)
+    settings = PreferenceSettings(epochs=1, lora_rank=4, batch_size=4, probe=False)
+    out = run / "4-preference" / "model"
+    train_preference_model("2-sft/model", [comparison(i) for i in range(8)], out, settings)
+    monkeypatch.chdir("/")
+    talk = [user("a"), assistant("b")]
+    before = PreferenceModel.load(out, dtype="float32").logits([talk])
+    run.rename(tmp_path / "moved")
+    out = tmp_path / "moved" / "4-preference" / "model"
+    assert PreferenceModel.load(out, dtype="float32").logits([talk]) == pytest.approx(before)
+
+    about = json.loads((out / "preference.json").read_text())
+    assert about["base"] == ("../../2-sft/model" if same_run else str(base))
+    where = tmp_path / "moved" if same_run else elsewhere
+    (out / "preference.json").write_text(json.dumps({**about, "base": "2-sft/model"}))  # as earlier versions wrote it
+    monkeypatch.chdir(where)
+    assert PreferenceModel.load(out, dtype="float32").logits([talk]) == pytest.approx(before)
+    (out / "preference.json").write_text(json.dumps({**about, "base": "../../gone"}))
+    with pytest.raises(CaiError, match="gone, which is not there"):
+        PreferenceModel.load(out)
 
 
 def two_kinds(n=16):

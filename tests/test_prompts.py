@@ -10,8 +10,8 @@ from collections import Counter
 
 import pytest
 
-from cai_nb.constitution import near_duplicates, similarity
 from cai_nb.dialogue import CaiError
+from cai_nb.duplicates import near_duplicates, similarity
 from cai_nb.prompts import PromptError, deduplicate, load_prompts, split_prompts
 from cai_nb.records import prompt_group
 
@@ -65,9 +65,10 @@ def test_a_larger_limit_holds_the_smaller_one_and_the_seed_matters():
 
 def test_a_text_file_has_a_prompt_a_line(write):
     path = write("mine.txt", "\ufeffWhat is é?\r\n\r\n  Why?  \n")
-    assert load_prompts(path) == [{"id": "mine-0001", "prompt": "What is é?", "category": "", "kind": "mine"},
-                                  {"id": "mine-0003", "prompt": "Why?", "category": "", "kind": "mine"}]
+    assert load_prompts(path) == [{"id": "mine-0001", "prompt": "What is é?", "category": "", "kind": "harmful"},
+                                  {"id": "mine-0003", "prompt": "Why?", "category": "", "kind": "harmful"}]
     assert load_prompts(str(path)) == load_prompts(path)
+    assert {r["kind"] for r in load_prompts(path, kind="benign")} == {"benign"}
 
 
 @pytest.mark.parametrize("row, prompt", [
@@ -88,6 +89,9 @@ def test_ids_categories_and_kinds_are_kept(write):
     row = {"id": 7, "prompt": "Hi", "category": "greeting", "kind": "harmful", "more": 1}
     assert load_prompts(write("x.jsonl", json.dumps(row))) == \
         [{"id": "7", "prompt": "Hi", "category": "greeting", "kind": "harmful"}]
+    old = {"prompt": "Hi", "kind": "overrefusal"}
+    assert load_prompts(write("x.jsonl", json.dumps(old)), kind="harmful") == \
+        [{"id": "x-0001", "prompt": "Hi", "category": "", "kind": "benign", "over_refusal": True}]
 
 
 def test_duplicates_are_dropped_and_counted(write):
@@ -104,6 +108,7 @@ def test_duplicates_are_dropped_and_counted(write):
     ("x.jsonl", '{"prompt": null}\n', "line 1: no prompt"), ("x.jsonl", "3\n", "line 1: not an object"),
     ("x.jsonl", "[1]\n", "line 1: not an object"), ("x.jsonl", b'{"prompt": "\xff"}\n', "line 1: broken JSON"),
     ("x.jsonl", "[" * 100_000, "line 1: broken JSON"), ("x.txt", b"\xff\xfea", "byte 0 is not UTF-8"),
+    ("x.jsonl", '{"prompt": "a"}\n{"prompt": "b", "kind": "harmfull"}\n', 'line 2: the kind "harmfull".*did you mean "harmful"'),
     ("x.jsonl", '{"id": 1, "prompt": "a"}\n{"id": 1, "prompt": "b"}\n', 'the id "1" belongs to two')])
 def test_a_wrong_file_is_named_with_its_line(write, name, content, says):
     with pytest.raises(PromptError, match=says) as error:
@@ -118,6 +123,11 @@ def test_a_wrong_file_is_named_with_its_line(write, name, content, says):
 def test_an_unknown_name_is_told_what_there_is(name, says):
     with pytest.raises(PromptError, match=says):
         load_prompts(name)
+
+
+def test_a_kind_is_one_of_two():
+    with pytest.raises(PromptError, match='did you mean "harmful"'):
+        load_prompts("benign", kind="harmfull")
 
 
 @pytest.mark.parametrize("limit", [0, -1, 2.5, True, "3"])
@@ -166,7 +176,7 @@ def test_rows_without_a_prompt_are_counted(hub):
 
 
 def test_a_data_set_that_cannot_be_had_is_one_line(hub):
-    with pytest.raises(PromptError, match="cannot be had from the hub .*doesn't exist.*use a bundled set") as error:
+    with pytest.raises(PromptError, match="cannot be loaded from the hub .*doesn't exist.*use a bundled set") as error:
         load_prompts("hub:org/missing")
     assert "\n" not in str(error.value)
 
@@ -176,7 +186,7 @@ def test_without_the_network_the_error_is_as_clear(tmp_path):
             "try: load_prompts('hub:org/missing')\nexcept PromptError as error: print(error)")
     env = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
-    assert done.stdout.count("\n") == 1 and "cannot be had from the hub" in done.stdout, done.stderr
+    assert done.stdout.count("\n") == 1 and "cannot be loaded from the hub" in done.stdout, done.stderr
 
 
 # ---------------------------------------------------------------- near-duplicates and the split

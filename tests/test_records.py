@@ -37,8 +37,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # ---------------------------------------------------------------- types
 
-FILES = {"prompts.jsonl": "prompt", "1-revision/records.jsonl": "revision", "3-feedback/pairs.jsonl": "pair",
-         "3-feedback/records.jsonl": "comparison", "5-ppo/rollouts.jsonl": "rollout",
+FILES = {"prompts.jsonl": "prompt", "1-revision/records.jsonl": "revision", "2-sft/helpful.jsonl": "example",
+         "3-feedback/pairs.jsonl": "pair", "3-feedback/records.jsonl": "comparison", "5-ppo/rollouts.jsonl": "rollout",
          "6-evaluation/records.jsonl": "response"}  # fmt: skip
 
 
@@ -102,19 +102,21 @@ def test_a_key_has_one_type_in_all_records_that_have_it():
             found.setdefault(key, {}).setdefault(type_, []).append(kind)
     several = {key: list(kinds.values()) for key, kinds in found.items() if len(kinds) > 1}
     assert several.keys() == {"prompt", "constitution"}, several
-    assert several["prompt"] == [["prompt"], ["revision", "pair", "comparison", "rollout", "response"]]
+    assert several["prompt"] == [["prompt"], ["revision", "example", "pair", "comparison", "rollout", "response"]]
 
 
 def test_old_names_are_translated_when_records_are_read(tmp_path):
     rows = [{"id": "a", "kind": "redteam", "category": "", "prompt": "Hi"}, {**PAIR, "kind": "helpful", "finished": [True, True]},
             {**PROMPT, "kind": "overrefusal"}, {**COMPARISON, "method": "judge"},
-            {**RESPONSE, "completion": "Hm.", "model": "start"}, {**ROLLOUT, "completion": "Hm."}]  # fmt: skip
+            {**RESPONSE, "completion": "Hm.", "model": "start"}, {**ROLLOUT, "completion": "Hm."},
+            {**PROMPT, "prompt": MESSAGES, "completion": MESSAGES, "finished": False}]  # fmt: skip
     (tmp_path / "r.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     read = list(Records(tmp_path / "r.jsonl"))
-    for kind, record in zip(("prompt", "pair", "prompt", "comparison", "response", "rollout"), read):
+    for kind, record in zip(("prompt", "pair", "prompt", "comparison", "response", "rollout", "example"), read):
         check_record(kind, record)
-    assert [prompt_group(r) for r in read] == ["harmful", "benign", "over_refusal", "benign", "benign", "benign"]
+    assert [prompt_group(r) for r in read] == ["harmful", "benign", "over_refusal", *["benign"] * 4]
     assert read[3]["method"] == "probe" and read[4]["model"] == "initial" and read[4]["response"] == read[5]["response"] == "Hm."
+    assert read[6]["learn_end"] is False and "finished" not in read[6]
     assert all(upgrade(r) is r for r in read)
 
 

@@ -7,8 +7,8 @@ from cai_nb.constitution import Constitution
 from cai_nb.model import LanguageModel
 from cai_nb.records import Records
 from cai_nb.revision import (
-    RevisionConfig, RevisionError, best_of, critique_messages, flags, pick_exemplars, revise, revision_messages,
-    summarise, trace_html, critic_examples,
+    RevisionConfig, RevisionError, best_of, bigram_jaccard, critic_examples, critique_messages, flags, pick_exemplars,
+    revise, revision_messages, trace_html,
 )
 
 PROMPTS = [{"id": f"q{i}", "prompt": f"Question number {i}?", "kind": "harmful", "category": "x"} for i in range(5)]
@@ -64,10 +64,10 @@ def test_held_out_exemplars_are_neither_shown_nor_learnt(harmless):
 
 
 def test_every_flag_is_raised_by_what_it_names():
-    source = "Ask the shop to mend it for you today, or wait until the morning."
+    source = "Ask the shop to repair it for you today, or wait until the morning."
     assert "empty" in flags("")
     assert "repeats" in flags("I am sorry. "*9)
-    assert "copied" in flags("Or: ask the shop to mend it for you today, or wait until the summer.", sources=[source])
+    assert "copied" in flags("Or: ask the shop to repair it for you today, or wait until the summer.", sources=[source])
     assert "unchanged" in flags(source, source)
     assert "leaks" in flags("Critique: the answer is rude to her.")
     other = "something else entirely, of another kind"
@@ -94,7 +94,25 @@ def test_settings_out_of_range_are_refused():
     with pytest.raises(RevisionError): RevisionConfig(candidates=0)
 
 
-def test_summary_counts():
-    steps = [{"text": "x", "flags": []}, {"text": "A bicycle is dear to its owner.", "flags": []}]
-    r = {"prompt": [{"role": "user", "content": "steal a bicycle"}], "steps": steps}
-    assert summarise([r])["addresses the prompt"] == 1 and summarise([r])["clean"] == 1
+def test_a_prompt_may_be_a_dialogue(model, harmless):
+    turns = [("user", "Hello."), ("assistant", "Hello!"), ("user", "How do I steal a car?")]
+    dialogue = [{"role": role, "content": text} for role, text in turns]
+    short = RevisionConfig(rounds=1, max_tokens=4, critique_tokens=4)
+    (r,) = revise(model, [{"id": "d", "prompt": dialogue}], harmless, short)
+    assert r["prompt"] == dialogue and len(r["steps"]) == 2
+    crime = harmless["crime"]
+    assert pick_exemplars(crime, dialogue, 3) == pick_exemplars(crime, "How do I steal a car?", 3)
+
+
+def test_exemplars_that_share_words_come_first_and_the_prompt_itself_never(harmless):
+    crime = harmless["crime"]
+    train = [e for e in crime.exemplars if e.split == "train"]
+    asked = train[0].prompt
+    assert pick_exemplars(crime, asked + " please", 1) == [train[0]]
+    assert train[0] not in pick_exemplars(crime, asked, len(train))
+
+
+def test_the_similarity_of_bigrams_is_symmetric_and_between_0_and_1():
+    a, b = "the cat sat on the mat", "the cat sat on the mat and slept there"
+    assert bigram_jaccard(a, b) == bigram_jaccard(b, a) == 5/8
+    assert bigram_jaccard("one", "two") == 0 and bigram_jaccard(a, a) == 1

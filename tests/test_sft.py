@@ -30,9 +30,9 @@ def test_only_the_assistants_turns_are_learnt():
 
 def test_the_end_of_an_answer_that_was_cut_off_is_not_learnt():
     tok = tiny_tokenizer()
-    coded = encode_example([user("a?")], [assistant("b."), user("c?"), assistant("d <|im_end|> and so o ")], tok, finished=False)
+    coded = encode_example([user("a?")], [assistant("b."), user("c?"), assistant("d <|im_end|> and so o ")], tok, learn_end=False)
     assert tok.decode([t for t in coded["labels"] if t >= 0]) == "b.<|im_end|>d <|im_end| > and so o"
-    rows = [{"prompt": [user("q")], "completion": [assistant("a")], "finished": f} for f in (True, False)]
+    rows = [{"prompt": [user("q")], "completion": [assistant("a")], "learn_end": f} for f in (True, False)]
     whole, cut = training_rows(rows, tok, 99)[0]
     assert whole["input_ids"] == cut["input_ids"]
     assert sum(t >= 0 for t in whole["labels"]) == sum(t >= 0 for t in cut["labels"]) + 1

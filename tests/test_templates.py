@@ -19,10 +19,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from templates import CASES, COMPLETION, PATHS, PROMPT, folder_of, model_of, tokenizer_of
+import trl
+from templates import CASES, COMPLETION, PATHS, PROMPT, Case, folder_of, model_of, tokenizer_of
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from cai_nb.chat_template import chat_format, render
+from cai_nb.chat_template import chat_format, render, stop_token_ids
 from cai_nb.dialogue import CaiError, DialogueError, assistant, system, user
 from cai_nb.model import LanguageModel, load_pretrained
 from cai_nb.ppo import ModelReward, PPOConfig, PPOTrainer
@@ -124,7 +125,7 @@ def check_sft(case):
     assert learnt == [(ids_of(tokenizer, a), s) for a, s in zip((case.asked, case.again), case.said)] and not dropped
     together = encode_example(PROMPT, COMPLETION, tokenizer)
     assert [text for _, text in runs(together, tokenizer)] == list(case.learnt or case.said)
-    cut = encode_example(PROMPT, COMPLETION[:1], tokenizer, finished=False)
+    cut = encode_example(PROMPT, COMPLETION[:1], tokenizer, learn_end=False)
     assert [text.strip() for _, text in runs(cut, tokenizer)] == [SAID[0]]
 
 
@@ -228,14 +229,15 @@ def test_the_default_models_tokens_spans_and_labels_are_what_they_were():
     lm = LanguageModel.load()
     prompt = [user("What does <|im_end|> mean?\n\n### User: ask")]
     completion = [assistant("An end."), user(" Two  lines?\n"), assistant("Yes:\n\n- one\n- two 22 é")]
-    ids = [1, 9690, 198, 2683, 359, 253, 5356, 5646, 11173, 3365, 3511, 308, 34519, 28, 7018, 411, 407, 19712, 8182, 2, 198,
-           1, 4093, 198, 1780, 1072, 2067, 108, 306, 79, 486, 108, 2986, 1441, 47, 198, 198, 3757, 11122, 42, 1998, 2, 198,
+    ids = [1, 9690, 198, 2683, 359, 253, 5356, 5646, 11173, 3365, 3511, 308, 34519, 28, 7018, 411, 407, 19712, 8182, 2,
+           198, 1, 4093, 198, 1780, 1072, 2067, 108, 306, 79, 486, 108, 2986, 1441, 47, 198, 198, 3757, 11122, 42, 1998,
+           2, 198,
            1, 520, 9531, 198, 2089, 1112, 30, 2, 198, 1, 4093, 198, 5713, 216, 3204, 47, 198, 2, 198,
            1, 520, 9531, 198, 10539, 42, 198, 198, 29, 582, 198, 29, 827, 216, 34, 34, 26411, 2, 198]
     learnt = [*range(47, 51), *range(66, 80)]
     row = encode_example(prompt, completion, lm.tokenizer)
     assert row["input_ids"] == ids and [i for i, t in enumerate(row["labels"]) if t >= 0] == learnt
-    cut = encode_example([system("Be kind."), *prompt], completion, lm.tokenizer, finished=False)
+    cut = encode_example([system("Be kind."), *prompt], completion, lm.tokenizer, learn_end=False)
     assert cut["input_ids"] == [1, 9690, 198, 6077, 1942, 30, 2, 198, *ids[21:]]
     assert [i for i, t in enumerate(cut["labels"]) if t >= 0] == [i - 13 for i in learnt[:-1]]
     assert encode_dialogue([*prompt, *completion], lm.tokenizer) == ids[:-1]
@@ -264,7 +266,7 @@ def test_white_space_at_the_edges_of_a_message_is_learnt_exactly():
 def test_a_thought_that_the_template_cuts_is_refused_where_it_would_be_learnt():
     tokenizer = tokenizer_of(CASES["think block cut from earlier turns"])
     thought = assistant("<think>\nHm.\n</think>\n\nHello.")
-    row = encode_example([*PROMPT, thought, user("Bye?")], COMPLETION[2:], tokenizer)  # only read: the template's affair
+    row = encode_example([*PROMPT, thought, user("Bye?")], COMPLETION[2:], tokenizer)  # only read
     assert [text for _, text in runs(row, tokenizer)] == ["the end.<|im_end|>"]
     with pytest.raises(DialogueError, match=r'rewrites message 1 \("<think>.*take out'):
         encode_example(PROMPT, [thought, *COMPLETION[1:]], tokenizer)
@@ -341,6 +343,22 @@ def test_numbers_do_not_depend_on_the_day(monkeypatch):
     assert encode_example(PROMPT, COMPLETION, tokenizer) == before
 
 
+def test_headings_in_messages_stay_where_headers_are_special_tokens():
+    "gpt-oss writes `# Instructions` above a system message; in a message that is a heading"
+    template = ("{% for m in messages %}<|start|>{{ m['role'] }}<|message|># Instructions\n"
+                "{{ m['content'] }}<|end|>{% endfor %}")
+    tokenizer = tokenizer_of(Case("", template, ("<|start|>", "<|message|>", "<|end|>"), "<|end|>", "", "", ()))
+    assert chat_format(tokenizer).escape_markers("# Instructions <|end|>") == "# Instructions <|end| >"
+
+
+def test_a_template_that_wants_parts_and_not_a_text_is_refused():
+    tokenizer = tokenizer_of(CASES["ChatML"])
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% for part in m['content'] %}{{ part['text'] }}{% endfor %}{% endfor %}")
+    with pytest.raises(DialogueError, match="may want a list of parts.*set a tokenizer.chat_template"):
+        render(PROMPT, tokenizer)
+
+
 def test_a_generation_prompt_that_finished_turns_do_not_have_is_told():
     with pytest.warns(UserWarning, match="generation prompt"):
         render(PROMPT, tokenizer_of(CASES["think block opened by the generation prompt"]), add_generation_prompt=True)
@@ -355,6 +373,31 @@ def test_no_template_no_end_and_no_token_are_refused_by_name():
     tokenizer.eos_token = None
     with pytest.raises(DialogueError, match="set tokenizer.eos_token"):
         encode_example(PROMPT, COMPLETION, tokenizer)
+
+
+TRL = sorted((Path(trl.__file__).parent / "chat_templates").glob("*.jinja"))
+
+
+@pytest.mark.parametrize("path", TRL, ids=lambda p: p.stem)
+def test_public_templates_that_trl_ships_are_described_or_refused(path):
+    "Each response is learnt after the prompt that is sampled from, up to a token that stops generation, and alone"
+    template = path.read_text(encoding="utf-8")
+    marks = re.findall(r"<[|｜][\w▁/:]+[|｜]>|<(?:start|end)_of_turn>|<\|?turn\|?>", template)
+    eos = "<|im_end|>" if "<|im_end|>" in marks else "<eos>"
+    tokenizer = tokenizer_of(Case(path.stem, template, tuple(dict.fromkeys(["<bos>", *marks])), eos, "", "", ()))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            form = chat_format(tokenizer)
+        except DialogueError as error:
+            assert re.match("idefics3|smolvlm|llava", path.stem) and "set a" in str(error), error  # want lists of parts
+            return
+        rows, _ = training_rows([{"prompt": PROMPT, "completion": COMPLETION}], tokenizer, 9999)
+        asked = form.prompt_ids([PROMPT, AGAIN])
+    learnt = [(row["input_ids"][:start], text) for row in rows for start, text in runs(row, tokenizer)]
+    assert [prompt for prompt, _ in learnt] == asked
+    assert [text.strip() for _, text in learnt] == [said + form.end.strip() for said in SAID]
+    assert form.end_id in stop_token_ids(tokenizer) and form.end_id in tokenizer.all_special_ids
 
 
 # ---------------------------------------------------------------- what is saved, and what goes elsewhere

@@ -77,6 +77,13 @@ def test_links_start_from_the_readme(written, expected):
     assert text_of({"cell_type": "markdown", "source": written}) == expected
 
 
+def test_links_in_an_output_start_from_the_readme_and_are_checked():
+    cell = code("#| echo: false\nsaid", shown(text_markdown="[a](00_dialogue.ipynb) [b](../docs/gone.md)"))
+    text, _, links = readme.render({"cells": [cell]})
+    assert "[a](nbs/00_dialogue.ipynb) [b](docs/gone.md)" in text
+    assert links == {"nbs/00_dialogue.ipynb", "docs/gone.md"}
+
+
 def test_badges_stand_below_the_title_once_the_repository_is_known(tmp_path):
     (tmp_path / "nbs").mkdir()
     (tmp_path / "nbs" / "index.ipynb").write_text('{"cells": [{"cell_type": "markdown", "source": ["# T\\n\\n> sub\\n\\nText."]}]}')

@@ -64,7 +64,7 @@ def test_work_that_fails_leaves_a_sentence_and_the_environment_as_it_was(monkeyp
     if before:
         monkeypatch.setenv("CAI_NB_QUIET", before)
     bar, status = ipywidgets.IntProgress(), ipywidgets.HTML()
-    for error, told in ((RuntimeError(HOSTILE), "Unexpected RuntimeError"), (MemoryError(), "PrefixCache ran out"),
+    for error, told in ((RuntimeError(HOSTILE), "Unexpected RuntimeError"), (MemoryError(), "Memory ran out"),
                         (KeyboardInterrupt(), "Stopped"), (widgets.WidgetError("by name"), "by name")):
         with widgets.working(status, bar):
             assert bar.layout.display is None and os.environ["CAI_NB_QUIET"] == "1"
@@ -316,7 +316,7 @@ def test_an_answer_that_fails_takes_nothing_from_the_conversation(run_folder, mo
     ui.text.value = "And snow?"
     monkeypatch.setattr(LanguageModel, "sample", fails_at_the_second)
     ui.ask.click()
-    assert "PrefixCache ran out" in ui.status.value and ui.turns == kept and ui.out.value == page
+    assert "Memory ran out" in ui.status.value and ui.turns == kept and ui.out.value == page
     assert ui.text.value == "And snow?"
     monkeypatch.undo()
     ui.ask.click()

@@ -17,8 +17,8 @@ TITLE = "Data flow of a run"
 ABOUT = (
     "Prompts and constitutions feed six stages. Stage 1, revision, writes revision records. Stage 2, fine-tuning, turns them "
     "into SL-CAI. Stage 3, feedback, samples pairs from SL-CAI and writes comparisons. Stage 4 trains the preference model on "
-    "them. Stage 5, PPO, takes SL-CAI and the preference model and makes RL-CAI. Stage 6, evaluation, compares start model, "
-    "SL-CAI and RL-CAI on held-out prompts. All of them report into report.html."
+    "them. Stage 5, PPO, takes SL-CAI and the preference model and makes RL-CAI. Stage 6, evaluation, compares the initial "
+    "policy, SL-CAI and RL-CAI on held-out prompts. All of them report into report.html."
 )
 STYLE = """
   text { font: 14px system-ui, sans-serif; fill: #1c2733 } .small { font-size: 12px; fill: #4a5866 }
@@ -35,19 +35,19 @@ LEFT, MIDDLE, RIGHT = 20, 335, 650
 ROWS = [20 + 112 * i for i in range(7)]
 BOXES = {  # name -> (kind, x, y, first line, second line)
     "prompts": ("input", LEFT, ROWS[0], "prompts.jsonl", "harmful, benign, over_refusal"),
-    "constitution": ("input", RIGHT, ROWS[0], "constitutions", "principles, exemplars, judged pairs"),
-    "revision": ("stage", MIDDLE, ROWS[1], "1 revision", "answer, critique, revision"),
+    "constitution": ("input", RIGHT, ROWS[0], "constitutions", "principles, exemplars, labelled pairs"),
+    "revision": ("stage", MIDDLE, ROWS[1], "1 revision", "response, critique, revision"),
     "revisions": ("records", LEFT, ROWS[1], "revision records", "1-revision/records.jsonl"),
-    "sft": ("stage", MIDDLE, ROWS[2], "2 sft", "fine-tuning on revisions and help"),
+    "sft": ("stage", MIDDLE, ROWS[2], "2 sft", "fine-tuning on revisions"),
     "slcai": ("model", LEFT, ROWS[2], "SL-CAI", "2-sft/model"),
-    "feedback": ("stage", MIDDLE, ROWS[3], "3 feedback", "two answers, compared by a principle"),
+    "feedback": ("stage", MIDDLE, ROWS[3], "3 feedback", "two responses, compared and labelled"),
     "comparisons": ("records", RIGHT, ROWS[3], "pairs and comparisons", "3-feedback/pairs.jsonl, records.jsonl"),
-    "preference": ("stage", MIDDLE, ROWS[4], "4 preference", "soft labels become a score"),
+    "preference": ("stage", MIDDLE, ROWS[4], "4 preference", "soft labels become a reward"),
     "pm": ("model", RIGHT, ROWS[4], "preference model", "4-preference/model"),
-    "ppo": ("stage", MIDDLE, ROWS[5], "5 ppo", "score minus the price of drift"),
+    "ppo": ("stage", MIDDLE, ROWS[5], "5 ppo", "reward minus the KL penalty"),
     "rlcai": ("model", RIGHT, ROWS[5], "RL-CAI", "5-ppo/model, rollouts.jsonl"),
     "evaluation": ("stage", MIDDLE, ROWS[6], "6 evaluation", "three models on held-out prompts"),
-    "report": ("records", LEFT, ROWS[6], "answers and report", "6-evaluation/, report.html"),
+    "report": ("records", LEFT, ROWS[6], "responses and report", "6-evaluation/, report.html"),
 }
 W, H = BOX
 

@@ -43,7 +43,7 @@ def filled(text, name, rows):
     "The page's text with one table made anew."
     mark = re.compile(rf"<!-- made: {name} -->.*?<!-- end: {name} -->", re.S)
     if not mark.search(text):
-        sys.exit(f"{PAGE.name} has no place for the table {name}: write <!-- made: {name} --> and <!-- end: {name} -->.")
+        sys.exit(f"{PAGE.name} has no place for a table: write <!-- made: {name} --> and <!-- end: {name} --> into it.")
     return mark.sub(lambda _: table_of(name, rows), text)
 
 

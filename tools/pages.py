@@ -1,10 +1,11 @@
-"""The tables of docs/data-card.md and docs/instructor.md, counted from data files and notebooks.
+"""The tables of the pages in docs/, computed from data files, results and notebooks.
 
     python tools/pages.py             write the tables between their marks
     python tools/pages.py --check     write nothing; exit 1 if a table is not what the files say
 
-The data card counts prompts, exemplars and judged pairs.  The instructor's guide adds up the times that the notebooks
-state, which are its only source for times: reading and running from the opening cell, exercises from their headings.
+The data card counts prompts, exemplars and labelled preference pairs.  The results page and the model card show what
+results/ and benchmarks/results/ hold.  The instructor's guide adds up the times that the notebooks state, which are its
+only source for times: reading and running from the opening cell, exercises from their headings.
 """
 
 import argparse
@@ -31,19 +32,24 @@ def share(part, whole):
 
 def prompt_tables():
     "(prompts by set, prompts by category) as Markdown."
-    sets = {name: [json.loads(line) for line in (ROOT / "prompts" / f"{name}.jsonl").read_text(encoding="utf-8").splitlines() if line]
-            for name in PROMPTS}
-    rows = []
+    sets, rows = {}, []
+    for name in PROMPTS:
+        text = (ROOT / "prompts" / f"{name}.jsonl").read_text(encoding="utf-8")
+        sets[name] = [json.loads(line) for line in text.splitlines() if line]
     for name, found in sets.items():
         words = sorted(len(r["prompt"].split()) for r in found)
         rows.append((f"`{name}`", len(found), len({r["category"] for r in found}), words[len(words) // 2], words[-1]))
     rows.append(("all", sum(r[1] for r in rows), sum(r[2] for r in rows), "", ""))
-    kinds = [(f"`{name}`", ", ".join(f"{c} {n}" for c, n in sorted(Counter(r["category"] for r in found).items()))) for name, found in sets.items()]
-    return table(("set", "prompts", "categories", "median words", "most words"), rows), table(("set", "prompts in each category"), kinds)
+    kinds = []
+    for name, found in sets.items():
+        counts = Counter(r["category"] for r in found)
+        kinds.append((f"`{name}`", ", ".join(f"{c} {n}" for c, n in sorted(counts.items()))))
+    return (table(("set", "prompts", "categories", "median words", "most words"), rows),
+            table(("set", "prompts in each category"), kinds))
 
 
 def constitution_tables():
-    "(sizes, agreement of the two judgements, who wrote the answers, categories) as Markdown."
+    "(sizes, agreement of the two judgements, who wrote the responses, categories) as Markdown."
     from cai_nb.constitution import Constitution
 
     loaded = {name: Constitution.load(ROOT / "constitutions" / f"{name}.yaml") for name in CONSTITUTIONS}
@@ -73,18 +79,127 @@ def constitution_tables():
     categories = Counter(p.category for p in in_all(pairs)), Counter(e.category for e in in_all(exemplars))
     kinds = [(c, categories[1][c], n) for c, n in sorted(categories[0].items(), key=lambda row: (-row[1], row[0]))]
     assert not set(categories[1]) - set(categories[0])
-    return (table(("constitution", "principles", "exemplars", "train / judge / heldout", "judged pairs", "train / judge / heldout"), sizes),
-            table(("constitution", "second judgement the same", "the other one", "unclear", "better answer is the longer"), agreement),
-            table(("constitution", "both answers the default model's", "both its own after SL-CAI", "one of them written",
-                   "on harmful prompts", "on harmless prompts"), sources),
-            table(("category", "exemplars", "judged pairs"), kinds))
+    return (table(("constitution", "principles", "exemplars", "train / judge / heldout", "labelled pairs",
+                   "train / judge / heldout"), sizes),
+            table(("constitution", "second judgement the same", "the opposite", "unclear",
+                   "better response is the longer"), agreement),
+            table(("constitution", "both from the default model", "both from SL-CAI", "one of them written",
+                   "on harmful prompts", "on benign prompts"), sources),
+            table(("category", "exemplars", "labelled pairs"), kinds))
 
 
+RUNS = ("laptop", "laptop-1", "laptop-2")
+MODELS = {"initial": "initial policy", "sl-cai": "SL-CAI", "rl-cai": "RL-CAI"}
+PAIRS = {"sl-cai > initial": "SL-CAI over initial policy", "rl-cai > initial": "RL-CAI over initial policy",
+         "rl-cai > sl-cai": "RL-CAI over SL-CAI"}  # fmt: skip
+JUDGES = {"probe": "probe judge", "rules": "rule-based judge", "human": "human-preference probe"}
+MEASURES = {  # of results/RUN/evaluation.json -> what the table calls it
+    "harmlessness": "harmlessness: win rate over the initial policy (probe judge)",
+    "harmlessness_vs_sl": "harmlessness: win rate over SL-CAI (probe judge)",
+    "helpfulness": "helpfulness: win rate over the initial policy (probe judge)",
+    "helpfulness_vs_sl": "helpfulness: win rate over SL-CAI (probe judge)",
+    "evasive": "evasive, on harmful prompts",
+    "accusatory": "accusatory, on harmful prompts",
+    "preachy": "preachy, on harmful prompts",
+    "refusal_benign": "refuses plain benign prompts",
+    "over_refusal": "refuses over-refusal prompts",
+    "boilerplate": "boilerplate",
+    "near_identical": "near-identical responses",
+    "degenerate": "empty or repetitive",
+    "unfinished": "cut off at the token limit",
+    "length": "length in words",
+    "distinct-2": "distinct-2",
+    "perplexity": "perplexity under the initial policy",
+}
+ON_THE_CARD = ("harmlessness", "helpfulness", "refusal_benign", "over_refusal", "boilerplate")
 
-WORDS = {"a": 1, "one": 1, "two": 2, "three": 3, "four": 4, "five": 5, "ten": 10, "fifteen": 15, "twenty": 20, "some": 1, "half a": 0.5, "half an": 0.5,
-         "a quarter of an": 0.25, "three quarters of an": 0.75, "an": 1, "two to three": 3}  # of a range the longer
+
+def saved(*parts):
+    "A JSON file of the project."
+    return json.loads(ROOT.joinpath(*parts).read_text(encoding="utf-8"))
+
+
+def interval(found, mean="mean"):
+    "A number with its interval, as tables show it; a dash where it was not measured."
+    if not found or found[mean] is None:
+        return "–"
+    digits = 2 if abs(found[mean]) < 10 else 0
+    return f"{found[mean]:.{digits}f} [{found['low']:.{digits}f}, {found['high']:.{digits}f}]"
+
+
+def measures_table(run="laptop", keys=tuple(MEASURES)):
+    "What was measured of one run's models, as Markdown."
+    measures = saved("results", run, "evaluation.json")["measures"]
+    rows = [(MEASURES[key], *(interval(measures[key].get(model)) for model in MODELS)) for key in keys]
+    return table(("measure", *MODELS.values()), rows)
+
+
+def win_rate_table():
+    "Win rates of every run by every judge, as Markdown."
+    rows = saved("benchmarks", "results", "win-rates.json")["rows"]
+    found = {(r["question"], r["pair"], r["judge"], r["run"]): interval(r, "win") for r in rows}
+    lines = []
+    for question in ("harmlessness", "helpfulness"):
+        for pair, title in PAIRS.items():
+            for judge, name in JUDGES.items():
+                values = [found.get((question, pair, judge, run)) for run in (*RUNS, "all")]
+                if any(values):
+                    lines.append((f"{question}: {title}", name, *values))
+    seeds = [f"seed {saved('results', run, 'facts.json')['seed']}" for run in RUNS]
+    return table(("comparison", "judge", *seeds, "all"), lines)
+
+
+def refusal_table():
+    "Refusal rates by kind of prompt, and boilerplate, of every run, as Markdown."
+    kinds = {"harmful": "refuses harmful prompts", "benign": "refuses plain benign prompts",
+             "over_refusal": "refuses over-refusal prompts"}  # fmt: skip
+    lines = []
+    for run in RUNS:
+        result, seed = saved("results", run, "evaluation.json"), saved("results", run, "facts.json")["seed"]
+        cells = {title: result["kinds"][kind]["shares"]["refusal"] for kind, title in kinds.items()}
+        cells["boilerplate"] = result["measures"]["boilerplate"]
+        lines += [(title, seed, *(interval(by_model[m]) for m in MODELS)) for title, by_model in cells.items()]
+    return table(("share of responses", "seed", *MODELS.values()), lines)
+
+
+def blind_table():
+    "The blind reading's win rates, as Markdown."
+    found = saved("benchmarks", "results", "blind-reading.json")
+    lines = [(f"{r['question']}: {PAIRS[r['pair']]}", interval(r, "win")) for r in found["rows"]]
+    plain = found["plain_questions"]
+    name = f"{plain['question']}: {PAIRS[plain['pair']]}, on {plain['n']} plain questions"
+    lines.append((name, f"{plain['win']:.2f}"))
+    return table(("comparison", "win rate"), lines)
+
+
+def critic_table():
+    "Whether critiques follow their principle, as Markdown."
+    found = saved("benchmarks", "results", "critic-principles.json")
+    lines = [(r["text"], r["against"], interval(r, "similarity")) for r in found["rows"]]
+    return table(("text", "compared with", "Jaccard similarity"), lines)
+
+
+def label_table():
+    "Accuracy of labels and judges on held-out labelled pairs, as Markdown."
+    labels = saved("results", "laptop", "3-feedback.json")["accuracy"]
+    judges = saved("results", "laptop", "evaluation.json")["judges"]
+    chosen, asked = labels["judge, as used here"], labels["multiple choice, initial policy"]
+    rows = [("labels of the laptop run: a probe for each kind of prompt", "split `train`", chosen),
+            ("multiple choice with the default model, for comparison", "nothing", asked)]
+    for question in ("harmlessness", "helpfulness"):
+        rows.append((f"evaluation, {question}: probe judge", "split `judge`", judges[f"probe ({question})"]))
+        rows.append((f"evaluation, {question}: rule-based judge", "nothing", judges[f"rules ({question})"]))
+    lines = [(judge, source, f"{interval(found, 'accuracy')} of {found['n']}") for judge, source, found in rows]
+    return table(("judge", "learns from", "accuracy"), lines)
+
+
+WORDS = {"a": 1, "one": 1, "two": 2, "three": 3, "four": 4, "five": 5, "ten": 10, "fifteen": 15, "twenty": 20,
+         "some": 1, "half a": 0.5, "half an": 0.5, "a quarter of an": 0.25, "three quarters of an": 0.75, "an": 1,
+         "two to three": 3}  # of a range the longer
 UNITS = {"second": 1 / 60, "minute": 1, "hour": 60}
 SPAN = re.compile(rf"(\d+|{'|'.join(sorted(WORDS, key=len, reverse=True))}) (second|minute|hour)s?\b")
+TIME = (r"\*+(?:Time|How long it takes)(?: on two cores)?:?\*+"
+        r"(?: on two cores)?:?(.*?)(?:[.;(](?: |$)| \(|$)")  # fmt: skip
 DIFFICULTY = re.compile(r"\((easy|medium|harder|hard)(?:, ([^)]*))?\)")
 
 
@@ -98,13 +213,13 @@ def minutes(text):
 
 
 def times():
-    "{notebook's number: {file, title, read, run, words, exercises: [(difficulty, minutes)]}} as the notebooks state it; None: not stated."
+    "What each notebook states of itself, by number: title, minutes to read and run, exercises … (None: not stated)."
     found = {}
     for path in sorted((ROOT / "nbs").glob("[0-9A]*.ipynb")):
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
         texts = ["".join(c["source"]) for c in cells if c["cell_type"] == "markdown"]
         opening = " ".join(" ".join(texts[:3]).split())
-        said = re.search(r"\*+(?:Time|How long it takes)(?: on two cores)?:?\*+(?: on two cores)?:?(.*?)(?:[.;(](?: |$)| \(|$)", opening)
+        said = re.search(TIME, opening)
         said = said[1].strip() if said else ""
         parts = re.split(r", (?:and )?|: ", said)
         read = next((minutes(part) for part in parts if "to read" in part), None)
@@ -113,20 +228,23 @@ def times():
         ending = "\n".join(texts[at:]).partition("## Exercises")[2]
         heads = [m for line in ending.splitlines() if re.match(r"\d+\. |#+ ", line) and (m := DIFFICULTY.search(line))]
         exercises = [(m[1].replace("harder", "hard"), minutes(m[2] or "")) for m in heads]
-        found[path.stem.partition("_")[0]] = {"file": path.name, "title": texts[0].splitlines()[0].lstrip("# "), "read": read, "run": run,
-                                              "words": said, "exercises": exercises}
+        title = texts[0].splitlines()[0].lstrip("# ")
+        found[path.stem.partition("_")[0]] = {"file": path.name, "title": title, "read": read, "run": run,
+                                              "words": said, "exercises": exercises}  # fmt: skip
     return found
 
 
+EASY, MEDIUM, HARD = ("easy",), ("easy", "medium"), ("easy", "medium", "hard")  # up to this difficulty
 ROUTES = {  # (notebook, difficulties of the exercises done)
-    "half-day": [("01", ()), ("04", ("easy",)), ("06", ("easy", "medium")), ("07", ()), ("09", ())],
-    "day-1": [("00", ()), ("01", ()), ("02", ("easy", "medium")), ("03", ()), ("04", ("easy", "medium")), ("05", ("easy",)), ("06", ("medium",))],
-    "day-2": [("06a", ("medium",)), ("07", ()), ("08", ("easy", "medium")), ("08b", ("easy",)), ("09", ("easy",)), ("11", ("easy",))],
-    "week-1": [("00", ("easy", "medium")), ("01", ("easy", "medium")), ("02", ("easy", "medium")), ("03", ("easy",))],
-    "week-2": [("04", ("easy", "medium", "hard")), ("05", ("easy", "medium", "hard"))],
-    "week-3": [("06", ("easy", "medium")), ("06a", ("medium", "hard")), ("07", ("easy", "medium", "hard"))],
-    "week-4": [("08", ("easy", "medium")), ("08b", ("easy", "medium", "hard")), ("10", ("easy",)), ("10", ("easy",))],
-    "week-5": [("09", ("easy", "medium", "hard")), ("10f", ()), ("11", ("easy", "medium")), ("12", ())],
+    "half-day": [("01", ()), ("04", EASY), ("06", MEDIUM), ("07", ()), ("09", ()), ("09a", ())],
+    "day-1": [("00", ()), ("01", ()), ("02", MEDIUM), ("03", ()), ("04", MEDIUM), ("05", EASY), ("06", ("medium",))],
+    "day-2": [("06a", ("medium",)), ("07", ()), ("08", MEDIUM), ("08b", EASY), ("09", EASY), ("09a", EASY),
+              ("11", EASY)],
+    "week-1": [("00", MEDIUM), ("01", MEDIUM), ("02", MEDIUM), ("03", EASY)],
+    "week-2": [("04", HARD), ("05", HARD)],
+    "week-3": [("06", MEDIUM), ("06a", ("medium", "hard")), ("07", HARD)],
+    "week-4": [("08", MEDIUM), ("08b", HARD), ("10", EASY), ("10b", EASY)],
+    "week-5": [("09", HARD), ("09a", HARD), ("10f", ()), ("11", MEDIUM), ("12", ())],
 }
 
 
@@ -157,21 +275,28 @@ def route_table(route, known):
 def route_tables():
     "{mark: Markdown} of the instructor's guide."
     known = times()
-    every = [(f"[{k} {n['title']}](../nbs/{n['file']})", span(n["read"]), span(n["run"]), len(n["exercises"])) for k, n in known.items() if n["words"]]
-    return {"times": table(("notebook", "read", "run", "exercises"), every)} | {name: route_table(r, known) for name, r in ROUTES.items()}
+    every = [(f"[{k} {n['title']}](../nbs/{n['file']})", span(n["read"]), span(n["run"]), len(n["exercises"]))
+             for k, n in known.items() if n["words"]]  # fmt: skip
+    routes = {name: route_table(route, known) for name, route in ROUTES.items()}
+    return {"times": table(("notebook", "read", "run", "exercises"), every), **routes}
 
 
 def tables():
     "{page: {name of the mark: Markdown table}}."
     names = ("prompts", "prompt-categories", "sizes", "agreement", "sources", "categories")
-    return {"data-card.md": dict(zip(names, prompt_tables() + constitution_tables())), "instructor.md": route_tables()}
+    results = {"win-rates": win_rate_table(), "refusals": refusal_table(), "measures": measures_table(),
+               "blind": blind_table(), "labels": label_table(), "critic": critic_table()}  # fmt: skip
+    card = {"policies": measures_table(keys=ON_THE_CARD), "labels": label_table(), "blind": blind_table()}
+    return {"data-card.md": dict(zip(names, prompt_tables() + constitution_tables())), "results.md": results,
+            "model-card.md": card, "instructor.md": route_tables()}  # fmt: skip
 
 
 def filled(page, own):
     "The page's text with each table between its marks as it has to be."
     text = (ROOT / "docs" / page).read_text(encoding="utf-8")
     for name, made in own.items():
-        text, n = re.subn(rf"(<!-- counted: {name} -->\n).*?(<!-- end -->)", lambda m, made=made: m[1] + "\n" + made + "\n\n" + m[2], text, flags=re.S)
+        marks = re.compile(rf"(<!-- counted: {name} -->\n).*?(<!-- end -->)", re.S)
+        text, n = marks.subn(lambda m, made=made: f"{m[1]}\n{made}\n\n{m[2]}", text)
         if n != 1:
             sys.exit(f"docs/{page} has {n} places <!-- counted: {name} --> … <!-- end -->; it has to have one.")
     return text

@@ -83,8 +83,8 @@ def as_html(text):
     return "\n".join(line.rstrip() for line in text.split("\n") if line.strip())
 
 
-def show_output(output, name, pictures):
-    "One saved output as Markdown; a picture goes into `pictures` (path -> bytes)."
+def show_output(output, name, pictures, links):
+    "One saved output as Markdown; a picture goes into `pictures` (path -> bytes), targets of links into `links`."
     if output["output_type"] == "error":
         raise SystemExit(f"nbs/index.ipynb has a cell that failed ({output['ename']}). Run it again, then save it.")
     if output["output_type"] == "stream":  # progress bars and warnings go to stderr
@@ -96,7 +96,7 @@ def show_output(output, name, pictures):
             pictures[path] = data[kind].encode() if ending == "svg" else base64.b64decode(data[kind])
             return f"![]({path})"
     if "text/markdown" in data:
-        return data["text/markdown"].strip("\n")
+        return turn_links(data["text/markdown"].strip("\n"), links)
     if "text/html" in data:
         return as_html(data["text/html"])
     return as_text(data.get("text/plain", ""))
@@ -117,7 +117,7 @@ def render(notebook):
                 blocks.append(fenced(source, "python"))
             if said.get("output") != "false":
                 for n, output in enumerate(cell.get("outputs", [])):
-                    blocks.append(show_output(output, f"index-{cell['id']}-{n}", pictures))
+                    blocks.append(show_output(output, f"index-{cell['id']}-{n}", pictures, links))
     return NOTE + "\n" + "\n\n".join(block for block in blocks if block.strip()) + "\n", pictures, links
 
 

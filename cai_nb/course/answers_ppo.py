@@ -41,7 +41,7 @@ def _tipping_inputs(rng):
 def _tip(p, q, r, s): return (s - r)/np.log(p/q)
 
 @exercise("tipping_beta", "08_ppo", _tipping_inputs, {
-    "the ratio of the probabilities is upside down: β is a price and above 0": lambda p, q, r, s: _tip(q, p, r, s),
+    "the ratio of the probabilities is upside down: β is a coefficient and above 0": lambda p, q, r, s: _tip(q, p, r, s),
     "probabilities were subtracted; the optimum adds up logarithms": lambda p, q, r, s: (s - r)/(p - q),
     "that is 1/β: the score is divided by β": lambda p, q, r, s: 1/_tip(p, q, r, s),
     "the logarithm of the ratio is missing": lambda p, q, r, s: (s - r)/(p/q)})
@@ -58,15 +58,15 @@ def _pay_inputs(rng):
     return _t(rng.normal(size=3)), _t(rng.normal(.1, .5, mask.shape)), mask, round(rng.uniform(.05, .4), 2)
 
 @exercise("pay_tokens", "08_ppo", _pay_inputs, {
-    "the KL has the wrong sign: drifting is paid for, not rewarded": lambda s, kl, m, b: (b*kl).where(m, 0) + _end(s, m),
+    "the KL has the wrong sign: moving away from the reference is penalised, not rewarded": lambda s, kl, m, b: (b*kl).where(m, 0) + _end(s, m),
     "the score was put on the last column, which is padding for the shorter answers":
         lambda s, kl, m, b: (-b*kl).where(m, 0) + _end(s, m | True),
-    "the score stands one place behind the last real token, where the critic never sees it":
+    "the score is one position after the last real token, where the critic never sees it":
         lambda s, kl, m, b: (-b*kl).where(m, 0) + _end(s, m, after=1),
-    "padding pays a price for drift": lambda s, kl, m, b: -b*kl + _end(s, m),
+    "padding pays a KL penalty": lambda s, kl, m, b: -b*kl + _end(s, m),
     "every token got the whole score": lambda s, kl, m, b: (s[:, None] - b*kl).where(m, 0),
-    "drift is free here: β·k1 is missing": lambda s, kl, m, b: _end(s, m),
-    "β is missing: a nat of drift costs β": lambda s, kl, m, b: (-kl).where(m, 0) + _end(s, m)})
+    "there is no KL penalty here: β·k1 is missing": lambda s, kl, m, b: _end(s, m),
+    "β is missing: a nat of KL costs β": lambda s, kl, m, b: (-kl).where(m, 0) + _end(s, m)})
 def pay_tokens(scores, kl, mask, beta): return _math().token_rewards(scores, kl, mask, beta)
 
 # %% ../../nbs/13c_answers_ppo.ipynb #20c829ef
@@ -86,12 +86,12 @@ def _backwards(r, v, mask, g, lam, surprise):
 @exercise("advantages", "08_ppo", _gae_inputs, {
     "the value of padding leaks in: after the last real token there is nothing to expect":
         lambda r, v, m, g, lam: _backwards(r, v, m, g, lam, lambda r, v, ahead, g: r + g*ahead - v),
-    "λ was left out: a surprise one token later counts γλ times": lambda r, v, m, g, lam: _math().gae(r, v, m, g, 1.)[0],
-    "γ is missing in the sum: a surprise one token later counts γλ times": lambda r, v, m, g, lam: _math().gae(r, v, m, g, lam/g)[0],
+    "λ was left out: a TD error one token later counts γλ times": lambda r, v, m, g, lam: _math().gae(r, v, m, g, 1.)[0],
+    "γ is missing in the sum: a TD error one token later counts γλ times": lambda r, v, m, g, lam: _math().gae(r, v, m, g, lam/g)[0],
     "γ discounts the wrong value: it belongs on V after the token":
         lambda r, v, m, g, lam: _backwards(r, v.where(m, 0), m, g, lam, lambda r, v, ahead, g: r + ahead - g*v),
     "what was expected, V_t, was not subtracted": lambda r, v, m, g, lam: _backwards(r, v.where(m, 0), m, g, lam, lambda r, v, ahead, g: r + g*ahead),
-    "that is one surprise only; the later ones are missing": lambda r, v, m, g, lam: _math().gae(r, v, m, g, 0.)[0],
+    "that is one TD error only; the later ones are missing": lambda r, v, m, g, lam: _math().gae(r, v, m, g, 0.)[0],
     "those are the returns, A + V": lambda r, v, m, g, lam: _math().gae(r, v, m, g, lam)[1]})
 def advantages(rewards, values, mask, gamma, lam): return _math().gae(rewards, values, mask, gamma, lam)[0]
 
@@ -134,7 +134,7 @@ def _terms(new, old, A, clip):
     "the ratio was not exponentiated: it is e to the difference of the log-probabilities":
         lambda new, old, A, clip: (-A*(new - old)).maximum(-A*(new - old).clamp(1 - clip, 1 + clip)),
     "the ratio is upside down: new over old": lambda new, old, A, clip: _math().policy_loss(old, new, A, clip)[0],
-    "the clip alone: a token that drifted against the advice must keep its gradient": lambda *a: _terms(*a)[1],
+    "the clip alone: a token that moved against the advantage must keep its gradient": lambda *a: _terms(*a)[1],
     "nothing is clipped": lambda *a: _terms(*a)[0]})
 def clipped_policy(logprobs, old_logprobs, advantages, clip): return _math().policy_loss(logprobs, old_logprobs, advantages, clip)[0]
 
@@ -182,7 +182,7 @@ def _both(new, ref, mask, a=_a_completion): return a(_math().kl_k1(new, ref), ma
 
 @exercise("logged_kl", "08b_ppo_trainer", _drift_inputs, {
     "that is the mean over tokens; of a completion it is the sum over its tokens": lambda *a: _both(*a, a=lambda x, m: x[m].mean().item()),
-    "padding drifts too here": lambda new, ref, m: _both(new, ref, m | True),
+    "padding was counted here": lambda new, ref, m: _both(new, ref, m | True),
     "policy and reference are exchanged": lambda new, ref, m: _both(ref, new, m),
     "the exponent of k3 has the wrong sign: the samples are the policy's, so it is e to the −k1":
         lambda new, ref, m: (_both(new, ref, m)[0], _a_completion((new - ref).expm1() + (new - ref), m)),
@@ -202,12 +202,12 @@ def _missing(ended): return 1 - _t(ended)
 def _usual(raw, mean, std, cut): return ((raw - mean)/std).clamp(-cut, cut)
 
 @exercise("priced_scores", "08b_ppo_trainer", _price_inputs, {
-    "the price came before the cut: the worst answers pay nothing for having no end":
+    "the penalty came before the cut: the worst answers pay nothing for having no end":
         lambda raw, e, mean, std, cut, price: ((raw - mean)/std - price*_missing(e)).clamp(-cut, cut),
-    "the price was taken from the raw score; it is in units of the normalised one":
+    "the penalty was taken from the raw score; it is in units of the normalised one":
         lambda raw, e, mean, std, cut, price: _usual(raw - price*_missing(e), mean, std, cut),
     "those that did end pay": lambda raw, e, mean, std, cut, price: _usual(raw, mean, std, cut) - price*_t(e),
-    "the price was added": lambda raw, e, mean, std, cut, price: _usual(raw, mean, std, cut) + price*_missing(e),
+    "the penalty was added": lambda raw, e, mean, std, cut, price: _usual(raw, mean, std, cut) + price*_missing(e),
     "mean and deviation are this rollout's: then the reward can never rise":
         lambda raw, e, mean, std, cut, price: _usual(raw, raw.mean(), raw.std(), cut) - price*_missing(e),
     "nothing was cut": lambda raw, e, mean, std, cut, price: (raw - mean)/std - price*_missing(e),
@@ -263,8 +263,8 @@ def _steer(beta, kls, step):
     return beta
 
 @exercise("steer_beta", "08b_ppo_trainer", _steer_inputs, {
-    "the wrong way: too much drift has to make it dearer": lambda b, kls, t, n, h: _steer(b, kls, lambda b, kl: b*(1 - _cut(kl/t - 1)*n/h)),
-    "the error was not held to ±0.2": lambda b, kls, t, n, h: _steer(b, kls, lambda b, kl: b*(1 + (kl/t - 1)*n/h)),
+    "the wrong way: too large a KL has to raise β": lambda b, kls, t, n, h: _steer(b, kls, lambda b, kl: b*(1 - _cut(kl/t - 1)*n/h)),
+    "the error was not clipped to ±0.2": lambda b, kls, t, n, h: _steer(b, kls, lambda b, kl: b*(1 + (kl/t - 1)*n/h)),
     "the error is relative, KL over target less 1": lambda b, kls, t, n, h: _steer(b, kls, lambda b, kl: b*(1 + _cut(kl - t)*n/h)),
     "n over the horizon is missing": lambda b, kls, t, n, h: _steer(b, kls, lambda b, kl: b*(1 + _cut(kl/t - 1))),
     "the step was added; it multiplies β": lambda b, kls, t, n, h: _steer(b, kls, lambda b, kl: b + _cut(kl/t - 1)*n/h),

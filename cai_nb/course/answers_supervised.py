@@ -120,18 +120,18 @@ def _crashed(g):
         files.append("" if kind == "empty" else last if kind == "only half" else "".join(k + "\n" for k in kept) + last)
     return (files,)
 
-def _mended(text):
+def _repaired(text):
     whole, last = text[:text.rfind("\n") + 1], text[text.rfind("\n") + 1:]
     try: json.loads(last)
     except ValueError: return whole
     return whole + last + "\n"
 
 @exercise("repaired", "00a_records", _crashed, {
-    "nothing was mended: the next record would be glued to the last line": lambda texts: texts,
+    "nothing was repaired: the next record would be glued to the last line": lambda texts: texts,
     "a whole record was thrown away: it lacked only its newline": lambda texts: [t[:t.rfind("\n") + 1] for t in texts],
-    "half a record was closed with a newline: now a broken line stands in the middle of the file":
+    "half a record was closed with a newline: now a broken line is in the middle of the file":
         lambda texts: [t + "\n" if t and not t.endswith("\n") else t for t in texts]})
-def repaired(texts): return [_mended(t) for t in texts]
+def repaired(texts): return [_repaired(t) for t in texts]
 
 # %% ../../nbs/13a_answers_supervised.ipynb #36414f1b
 def _weights(g):
@@ -139,28 +139,30 @@ def _weights(g):
     return np.roll(weights, int(weights.argmax() == 0)).tolist(), (g.integers(0, 10**6, 12)/10**6).tolist()
 
 @exercise("weighted_picks", "01_constitution", _weights, {
-    "the weights were not divided by their sum: on so long a ruler every u falls on the first principle":
+    "the weights were not divided by their sum: every u then falls into the first principle's segment":
         lambda weights, us: np.searchsorted(np.cumsum(weights), us, side="right").tolist(),
     "the weights play no part: every principle is as likely as every other":
         lambda weights, us: [int(u*len(weights)) for u in us],
-    "the heaviest was taken each time: a weight says how often, not which":
+    "the largest weight won each time: a weight says how often, not which":
         lambda weights, us: [int(np.argmax(weights))]*len(us)})
 def weighted_picks(weights, us): return np.searchsorted(np.cumsum(weights)/sum(weights), us, side="right").tolist()
 
 # %% ../../nbs/13a_answers_supervised.ipynb #500bd32c
 def _sizes(g):
     n = int(g.integers(2, 5))
-    return g.choice(np.arange(2, 17), n, replace=False).tolist(), g.choice([.5, 1., 2., 3., 5.], n, replace=False).tolist()
+    sizes, weights = g.choice(np.arange(2, 17), n, replace=False), g.choice([.5, 1., 2., 3., 5.], n, replace=False)
+    return sizes.tolist(), weights.tolist()
 
 @exercise("principle_chances", "01_constitution", _sizes, {
-    "all principles went into one pot by weight: the longer a constitution, the more it then has to say":
+    "all principles were pooled by weight: the longer a constitution, the more often it is drawn":
         lambda sizes, weights: [w/sum(a*b for a, b in zip(sizes, weights)) for w in weights],
-    "that is the chance of the whole constitution, and one of its principles has only a part of it":
+    "that is the probability of the whole constitution, and one of its principles has only a part of it":
         lambda sizes, weights: [w/sum(weights) for w in weights],
-    "all principles went into one pot, and the weights with which an ensemble was made play no part":
+    "all principles were pooled, and the ensemble's weights play no part":
         lambda sizes, weights: [1/sum(sizes)]*len(sizes),
     "the weights play no part": lambda sizes, weights: [1/len(sizes)/n for n in sizes],
-    "a weight is no probability yet: divide by the sum of all": lambda sizes, weights: [w/n for n, w in zip(sizes, weights)]})
+    "a weight is no probability yet: divide by the sum of all":
+        lambda sizes, weights: [w/n for n, w in zip(sizes, weights)]})
 def principle_chances(sizes, weights): return [w/sum(weights)/n for n, w in zip(sizes, weights)]
 
 # %% ../../nbs/13a_answers_supervised.ipynb #f7f0f2fb
@@ -176,17 +178,21 @@ def _one_each(names, prompts, rounds, seed):
     each = {p: rng(p, seed=seed) for p in prompts}
     return {p: [each[p].choice(names) for _ in range(rounds)] for p in prompts}
 
+def _drawn(names, prompts, rounds, seed=0, key=lambda p, r: (p, r)):
+    return {p: [rng(*key(p, r), seed=seed).choice(names) for r in rounds] for p in prompts}
+
 @exercise("keyed_draws", "01_constitution", _run_of_draws, {
     "one generator for the whole run: a draw then depends on how many came before it": _one_generator,
     "one generator for each prompt: its round 2 can only be drawn after its round 1; give each draw its own": _one_each,
-    "the round is no part of the key: a prompt meets the same principle every time":
-        lambda names, prompts, rounds, seed: {p: [rng(p, seed=seed).choice(names)]*rounds for p in prompts},
-    "the prompt is no part of the key: all prompts meet the same principles":
-        lambda names, prompts, rounds, seed: {p: [rng(r, seed=seed).choice(names) for r in range(1, rounds + 1)] for p in prompts},
-    "the run's seed was forgotten: every run draws alike": lambda names, prompts, rounds, seed: keyed_draws(names, prompts, rounds, 0),
+    "the round is no part of the key: a prompt gets the same principle every time":
+        lambda names, prompts, rounds, seed: _drawn(names, prompts, range(rounds), seed, lambda p, r: (p,)),
+    "the prompt is no part of the key: all prompts get the same principles":
+        lambda names, prompts, rounds, seed: _drawn(names, prompts, range(1, rounds + 1), seed, lambda p, r: (r,)),
+    "the run's seed was forgotten: every run draws alike":
+        lambda names, prompts, rounds, seed: _drawn(names, prompts, range(1, rounds + 1)),
     "rounds count from 1: with 0 every draw is the one of the round before":
-        lambda names, prompts, rounds, seed: {p: [rng(p, r, seed=seed).choice(names) for r in range(rounds)] for p in prompts}})
-def keyed_draws(names, prompts, rounds, seed): return {p: [rng(p, r, seed=seed).choice(names) for r in range(1, rounds + 1)] for p in prompts}
+        lambda names, prompts, rounds, seed: _drawn(names, prompts, range(rounds), seed)})
+def keyed_draws(names, prompts, rounds, seed): return _drawn(names, prompts, range(1, rounds + 1), seed)
 
 # %% ../../nbs/13a_answers_supervised.ipynb #634f9183
 def _written(g):
@@ -197,7 +203,8 @@ def _written(g):
     return ({"name": _say(g, 1), "description": _say(g, 5), "principles": [principle(i) for i in range(3)]},)
 
 def _twelve(what, sort=True): return hashlib.sha256(json.dumps(what, sort_keys=sort).encode()).hexdigest()[:12]
-def _without(constitution, *keys): return [{k: v for k, v in p.items() if k not in keys} for p in constitution["principles"]]
+def _without(constitution, *keys):
+    return [{k: v for k, v in p.items() if k not in keys} for p in constitution["principles"]]
 
 @exercise("fingerprint", "01_constitution", _written, {
     "name and description are in it: a new name is no new constitution": lambda constitution: _twelve(constitution),
@@ -331,11 +338,11 @@ def _plains(texts): return [plain(t) for t in texts]
 
 @exercise("leaked", "03_prompts", _two_sides, {
     "compared as typed: a capital letter hides the leak": lambda train, heldout: sum(p in train for p in heldout),
-    "pairs were counted: a held-out prompt with three twins in the training part is one spoilt question":
+    "pairs were counted: a held-out prompt with three copies in the training part is one spoilt question":
         lambda train, heldout: sum(p == q for p in _plains(train) for q in _plains(heldout)),
     "those are the training prompts that leaked: the question is how much of the test is spoilt":
         lambda train, heldout: sum(p in _plains(heldout) for p in _plains(train)),
-    "twins among the held-out prompts were counted once: each of them is a question of the test":
+    "copies among the held-out prompts were counted once: each of them is a question of the test":
         lambda train, heldout: len({*_plains(train)} & {*_plains(heldout)})})
 def leaked(train, heldout): return sum(p in _plains(train) for p in _plains(heldout))
 
@@ -349,13 +356,18 @@ def _categories(g):
 def _place(p): return digest("heldout", plain(p["prompt"]))
 def _quarter(rows, key=None): return [p["id"] for p in (sorted(rows, key=key) if key else rows)[:len(rows)//4]]
 def _by_category(prompts, key=None):
-    return sorted(i for c in {p["category"] for p in prompts} for i in _quarter([p for p in prompts if p["category"] == c], key))
+    groups = {}
+    for p in prompts: groups.setdefault(p["category"], []).append(p)
+    return sorted(i for group in groups.values() for i in _quarter(group, key))
 
 @exercise("stratified", "03_prompts", _categories, {
-    "a quarter of the whole: a small category may then have nothing to be measured on": lambda prompts: sorted(_quarter(prompts, _place)),
+    "a quarter of the whole: a small category may then have nothing to be measured on":
+        lambda prompts: sorted(_quarter(prompts, _place)),
     "the first ones of each category: the place in the file decides": lambda prompts: _by_category(prompts),
-    "a coin for each prompt: that holds out about a quarter": lambda prompts: sorted(p["id"] for p in prompts if _place(p)/2**64 < .25),
-    "the digest was taken of the text as typed": lambda prompts: _by_category(prompts, lambda p: digest("heldout", p["prompt"]))})
+    "a coin for each prompt: that holds out about a quarter":
+        lambda prompts: sorted(p["id"] for p in prompts if _place(p)/2**64 < .25),
+    "the digest was taken of the text as typed":
+        lambda prompts: _by_category(prompts, lambda p: digest("heldout", p["prompt"]))})
 def stratified(prompts): return _by_category(prompts, _place)
 
 # %% ../../nbs/13a_answers_supervised.ipynb #0a568b94
@@ -380,17 +392,19 @@ def _first_group(texts, pairs):
         else: known |= {i, j}
     return [next((k for k in groups if i in k), {i}) for i in range(len(texts))]
 
-def _dealt(texts, label, share, who=min): return [_coin(who([t for t, k in zip(texts, label) if k == mine]), share) for mine in label]
+def _assigned(texts, label, share, who=min):
+    return [_coin(who([t for t, k in zip(texts, label) if k == mine]), share) for mine in label]
 
 @exercise("split_groups", "03_prompts", _chains, {
-    "each text was dealt out by itself: nearly the same question stands on both sides": lambda texts, pairs, share: [_coin(t, share) for t in texts],
-    "jaccard was not passed on: two texts that resemble a third one belong together":
-        lambda texts, pairs, share: _dealt(texts, _labelled(texts, pairs, through=False), share),
+    "each text was assigned by itself: nearly the same question is on both sides":
+        lambda texts, pairs, share: [_coin(t, share) for t in texts],
+    "groups were not joined: two texts that resemble a third one belong together":
+        lambda texts, pairs, share: _assigned(texts, _labelled(texts, pairs, through=False), share),
     "two groups that a later pair joins stayed two: a pair can make one group out of two":
         lambda texts, pairs, share: [_coin(min(texts[i] for i in group), share) for group in _first_group(texts, pairs)],
-    "the first text of the file speaks for its group: sorting the file then changes sides":
-        lambda texts, pairs, share: _dealt(texts, _labelled(texts, pairs), share, lambda group: group[0])}, draws=12)
-def split_groups(texts, pairs, share): return _dealt(texts, _labelled(texts, pairs), share)
+    "the first text of the file decides for its group: sorting the file then changes sides":
+        lambda texts, pairs, share: _assigned(texts, _labelled(texts, pairs), share, lambda group: group[0])}, draws=12)
+def split_groups(texts, pairs, share): return _assigned(texts, _labelled(texts, pairs), share)
 
 # %% ../../nbs/13a_answers_supervised.ipynb #002e3527
 def _step(g, clean): return {"text": _say(g, 4), "flags": [] if clean else [str(g.choice(["repeats", "copied", "unchanged"]))]}
