@@ -1179,7 +1179,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'cai_nb.model.Score.per_token': ('model.html#score.per_token', 'cai_nb/model.py'),
                               'cai_nb.model._first_above': ('model.html#_first_above', 'cai_nb/model.py'),
                               'cai_nb.model._out_of_memory': ('model.html#_out_of_memory', 'cai_nb/model.py'),
-                              'cai_nb.model._through_end': ('model.html#_through_end', 'cai_nb/model.py'),
                               'cai_nb.model.for_batches': ('model.html#for_batches', 'cai_nb/model.py'),
                               'cai_nb.model.generate_tokens': ('model.html#generate_tokens', 'cai_nb/model.py'),
                               'cai_nb.model.next_logits': ('model.html#next_logits', 'cai_nb/model.py'),
