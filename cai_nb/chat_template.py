@@ -85,8 +85,8 @@ def _find_opening(form):
     form.gap = before[len(prompt):] if form.opens_as_prompted else before[len(before.rstrip(" ")):]
     if form.has_generation_prompt and not begins_so:
         more = prompt[len(os.path.commonprefix([before, prompt])):]
-        warnings.warn(f"the generation prompt of this chat template ends in {more!r}, which finished turns do not have: "
-                      "the assistant's turns are opened as in a finished dialogue", stacklevel=4)
+        warnings.warn(f"the generation prompt of this chat template ends in {more!r}, which finished turns do not "
+                      "have: the assistant's turns are opened as in a finished dialogue", stacklevel=4)
 
 # %% ../nbs/00b_chat_template.ipynb #42c35024
 def _find_end(form):
@@ -101,9 +101,9 @@ def _find_end(form):
     elif text and len(tokenizer(text, add_special_tokens=False)["input_ids"]) == 1:
         form.end = after.rstrip()
     elif text:
-        form.problem = (f"this model's chat template ends a turn with {text!r}, which is not one token of its tokenizer, "
-                        "so that generation cannot stop there: add it with tokenizer.add_special_tokens and resize the "
-                        "model's embeddings, or set a tokenizer.chat_template that ends turns with a token.")
+        form.problem = (f"this model's chat template ends a turn with {text!r}, which is not one token of its "
+                        "tokenizer, so that generation cannot stop there: add it with tokenizer.add_special_tokens and "
+                        "resize the model's embeddings, or set a tokenizer.chat_template that ends turns with a token.")
     elif tokenizer.eos_token is None:
         form.problem = "neither this model's chat template nor its tokenizer ends a turn: set tokenizer.eos_token."
     else:
@@ -239,8 +239,8 @@ def _place(self: ChatFormat, ready, k, text):
     said, written = text[len(before):len(text) - len(after)], ready[k]["content"]
     if before + said + after != text or said.strip() != written.strip():
         start = " ".join(visible(written).split())[:40]
-        raise DialogueError(f'this model\'s chat template rewrites message {k} ("{start}"): what is learnt would not be '
-                            "what was said. Either take out of the message what the template removes (such as a "
+        raise DialogueError(f'this model\'s chat template rewrites message {k} ("{start}"): what is learnt would not '
+                            "be what was said. Either take out of the message what the template removes (such as a "
                             "<think> block), or set a tokenizer.chat_template that writes contents as they are.")
     return before, said, after
 
@@ -311,6 +311,9 @@ def encode(
     "Token ids of a finished dialogue, and where in them the assistant's turns are."
     if self.problem:
         raise DialogueError(self.problem)
+    if not self.tokenizer.is_fast:
+        raise DialogueError("this tokenizer does not say which characters belong to a token: load the fast one, "
+                            "AutoTokenizer.from_pretrained(…, use_fast=True).")
     ready = self.prepare(messages)
     folded = len(messages) - len(ready)  # 1 if a system message was put into the first turn
     text, places = self._lay_out(ready, max(0, first % len(messages) - folded))

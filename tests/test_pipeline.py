@@ -84,7 +84,7 @@ def test_unknown_key_is_refused_with_line_and_nearest_key(tmp_path):
         ("a: &x 1\nb: *x", "alias"),
         ("seed: !!python/name:os.system", "broken YAML"),
         ("[1, 2]: 3", "must be a word"),
-        ("seed: 2024-99-99", "cannot be read"),
+        ("seed: 2024-99-99", "looks like a date"),
         ("revision:\n  critique: maybe", "true or false"),
         ("feedback:\n  method: prob", "did you mean 'probe'"),
         ("constitution:\n  harmful_prompts: {}", "names with weights"),
@@ -563,7 +563,7 @@ def test_ids_that_two_sources_share_are_told_apart(recipe, tmp_path):
 def test_a_prompt_file_with_duplicates_is_used_and_the_duplicates_are_reported(recipe, tmp_path):
     rows = load_prompts("harmful", limit=20)
     (tmp_path / "p.jsonl").write_text("".join(json.dumps({"prompt": r["prompt"]}) + "\n" for r in rows + rows[:5]))
-    with pytest.warns(UserWarning, match="5 of 25 prompts stood there already"):
+    with pytest.warns(UserWarning, match="5 of 25 prompts were there already"):
         chosen, _ = artifacts.select_prompts(recipe, [str(tmp_path / "p.jsonl")], 8, 4, HARMFUL, short)
     assert len({r["prompt"] for r in chosen}) == len(chosen)
 
@@ -919,7 +919,7 @@ def test_a_reward_that_needs_the_whole_rollout_sees_it_in_any_number_of_processe
         assert a["reward/same_beginning"] < 0, "some of 32 responses begin alike"
         assert a["reward/same_beginning"] == b["reward/same_beginning"] and a["reward"] == pytest.approx(b["reward"])
     samples = rows(tmp_path / "1" / "samples.jsonl")
-    assert samples and all(r["raw"] == pytest.approx(len(r["completion"]) / 10) for r in samples)
+    assert samples and all(r["raw"] == pytest.approx(len(r["response"]) / 10) for r in samples)
 
 
 def test_another_number_of_processes_reads_the_same_prompts_and_gives_the_same_records(tiny, tmp_path):

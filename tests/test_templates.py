@@ -351,6 +351,13 @@ def test_headings_in_messages_stay_where_headers_are_special_tokens():
     assert chat_format(tokenizer).escape_markers("# Instructions <|end|>") == "# Instructions <|end| >"
 
 
+def test_a_tokenizer_without_places_is_refused(monkeypatch):
+    tokenizer = tokenizer_of(CASES["ChatML"])
+    monkeypatch.setattr(type(tokenizer), "is_fast", False)
+    with pytest.raises(DialogueError, match="use_fast=True"):
+        encode_example(PROMPT, COMPLETION, tokenizer)
+
+
 def test_a_template_that_wants_parts_and_not_a_text_is_refused():
     tokenizer = tokenizer_of(CASES["ChatML"])
     tokenizer.chat_template = (

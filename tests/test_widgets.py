@@ -122,7 +122,7 @@ def test_a_run_shows_the_principles_of_its_own_constitution(tmp_path):
     (tmp_path / "own.yaml").write_text(own.to_yaml(), encoding="utf-8")
     folder = fake_run.make_run(tmp_path / "run", stages=1)
     recipe = (folder / "recipe.yaml").read_text(encoding="utf-8")
-    recipe = re.sub(r"(?m)^  harmless:.*(\n    .*)*", f"  harmless: {{{tmp_path / 'own.yaml'}: 1}}", recipe, count=1)
+    recipe = re.sub(r"(?m)^  harmful_prompts:.*(\n    .*)*", f"  harmful_prompts: {{{tmp_path / 'own.yaml'}: 1}}", recipe, count=1)
     (folder / "recipe.yaml").write_text(recipe, encoding="utf-8")
     found = widgets.known_principles(folder)
     assert found["be-brief"].critique == "Is it brief?" and "no-harm" in found
@@ -330,7 +330,7 @@ def test_what_is_not_there_says_how_to_make_it(run_folder, tmp_path):
     ui.folder.value = " "
     ui.ask.click()
     assert "empty path" in ui.status.value
-    begun = fake_run.make_run(tmp_path / "begun", stages=1, sets=[f"model.name={run_folder.parent / 'start'}"])
+    begun = fake_run.make_run(tmp_path / "begun", stages=1, sets=[f"model.name={run_folder.parent / 'initial'}"])
     ui.folder.value = str(begun)
     ui.text.value = "What is rain?"
     ui.ask.click()

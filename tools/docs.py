@@ -31,7 +31,7 @@ from readme import LINK, joined, split_directives  # noqa: E402
 
 # The sidebar: the number that a notebook's name begins with says which group it is in.
 GROUPS = {"Groundwork": range(0, 4), "Supervised stage": range(4, 6), "RL stage": range(6, 9), "Outcome": range(9, 10),
-          "Running it": (10, 11, 12, 15), "Exercises": (13, 14), "Appendix": ("A",)}  # fmt: skip
+          "Running it": range(10, 13), "Exercises": (13, 14), "Command and appendices": (15, "A")}  # fmt: skip
 PROJECT = "Course and project"  # docs/*.md, and these two
 TOP = ("CONTRIBUTING.md", "CHANGELOG.md")
 WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -109,10 +109,10 @@ class Stage:
 
     def run(self):
         for path in notebooks(self.root):
-            self.generate(f"{path.stem}.ipynb", self.notebook(path))
+            self.write(f"{path.stem}.ipynb", self.notebook(path))
         for path in markdown_pages(self.root):
-            self.generate(f"{path.stem}.md", self.links(path.read_text(encoding="utf-8"), path.parent))
-        self.generate("index.ipynb", self.notebook(self.root / "nbs" / "index.ipynb", self.contents()))
+            self.write(f"{path.stem}.md", self.links(path.read_text(encoding="utf-8"), path.parent))
+        self.write("index.ipynb", self.notebook(self.root / "nbs" / "index.ipynb", self.contents()))
         self.reference()
         return self
 
@@ -234,11 +234,11 @@ class Stage:
             for name, kind in names.items():
                 page += [f".. auto{kind}:: cai_nb.{module}.{name}", *["   :members:"] * (kind == "class"),
                          *["   :no-value:"] * (kind == "data"), ""]  # fmt: skip
-            self.generate(f"api/{module}.rst", "\n".join(page))
+            self.write(f"api/{module}.rst", "\n".join(page))
             listed = ", ".join(f"{{py:obj}}`{name} <cai_nb.{module}.{name}>`" for name in names)
             lines += [f"## [{title}]({module}.rst)", "", about, "", listed, ""]
         lines += ["```{toctree}", ":hidden:", "", *(f"cai_nb.{module} <{module}>" for module in order), "```"]
-        self.generate("api/index.md", "\n".join(lines))
+        self.write("api/index.md", "\n".join(lines))
 
 
 def markdown(text):

@@ -85,7 +85,7 @@ def known_principles(source=None):  # a run folder, whose own constitution then 
     if source and not isinstance(source, (list, tuple)) and (Path(source)/"recipe.yaml").is_file():
         from cai_nb.run import constitution_of
         from cai_nb.recipe import load_recipe
-        try: found |= {p.id: p for p in constitution_of(load_recipe(source), "benign")}
+        try: found |= {p.id: p for p in constitution_of(load_recipe(source), "harmful")}
         except CaiError: pass  # an unknown principle is then shown by its id
     return found
 
