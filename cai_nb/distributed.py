@@ -22,7 +22,7 @@ class Processes:
         if self.size == 1: return
         from accelerate import PartialState
         cpu = best_device() == "cpu"
-        PartialState(cpu=cpu, backend="gloo" if cpu else "nccl", timeout=timedelta(days=1))  # the leader may be long about its own work
+        PartialState(cpu=cpu, backend="gloo" if cpu else "nccl", timeout=timedelta(days=1))  # rank 0 may work alone for a long time
     @property
     def first(self): return self.index == 0
 
@@ -32,14 +32,14 @@ def processes() -> Processes:
     return Processes()
 
 def _share_out(task):
-    "What the leader gives, in every process"
+    "What rank 0 gives, in every process"
     from torch.distributed import broadcast_object_list
     box = [task]
     broadcast_object_list(box, src=0)
     return box[0]
 
 def _gather(found):
-    "Every process's finding, in order, for the leader; `None` for the others"
+    "Every process's result, in order, on rank 0; `None` elsewhere"
     from torch.distributed import gather_object
     p = processes()
     box = [None]*p.size if p.first else None
@@ -65,7 +65,7 @@ def _perform(task):
     return [found for found, _ in everyone or ()]
 
 def together(function, *args, joint=True, **kwargs) -> list:
-    "Every process calls the function with these arguments; gives the leader their results, in order (one process: one result)"
+    "Every process calls the function with these arguments; gives rank 0 their results, in order (one process: one result)"
     p = processes()
     if p.size == 1 or p.busy: return [function(*args, **kwargs)]
     task, p.gone = (p.gone, joint, function, args, kwargs), []
@@ -96,13 +96,13 @@ def lead(main):  # a function without arguments that gives back an exit status
 def _load(handle, load, args, kwargs):
     processes().models[handle] = load(*args, **kwargs)
 
-def _answer(handle, verb, rows, rest):
+def _answer(handle, method, rows, rest):
     "This process's share of the rows"
     p = processes()
     mine = {k: v[p.index::p.size] for k, v in rows.items()}
     if not len(next(iter(mine.values()))): return None
-    try: return getattr(p.models[handle], verb)(**mine, **rest)
-    except ModelError as e:  # counts prompts from its own first one; the leader counts all
+    try: return getattr(p.models[handle], method)(**mine, **rest)
+    except ModelError as e:  # counts prompts from its own first one; rank 0 counts all
         raise ModelError(re.sub(r"^prompt (\d+)", lambda m: f"prompt {int(m[1])*p.size + p.index}", str(e))) from None
 
 def _leave(handle):
@@ -111,7 +111,7 @@ def _leave(handle):
     p.gone.append(handle)  # the others hear of it with the next task
 
 class SharedModel(LanguageModel):
-    "A model with a copy in every process; its verbs deal out their rows"
+    "A model with a copy in every process; its methods scatter their rows"
     def __init__(self, local, handle):
         self.__dict__.update(local.__dict__)
         self.handle = handle
@@ -125,9 +125,9 @@ def share(load, *args, **kwargs) -> LanguageModel:
     together(_load, handle, load, args, kwargs, joint=False)
     return SharedModel(p.models[handle], handle)
 
-def _dealt(verb, split):
-    "A verb of `LanguageModel` whose arguments `split` are dealt out, as far as they are lists"
-    plain = getattr(LanguageModel, verb)
+def _scattered(method, split):
+    "A method of `LanguageModel` whose arguments `split` are scattered, as far as they are lists"
+    plain = getattr(LanguageModel, method)
     signature = inspect.signature(plain)
     @functools.wraps(plain)
     def ask(self, *args, **kwargs):
@@ -135,14 +135,14 @@ def _dealt(verb, split):
         given.pop("self")
         rows = {k: list(given.pop(k)) for k in split if given.get(k) is not None and not isinstance(given[k], str)}
         n = len(rows[split[0]])
-        if verb == "sample": rows.setdefault("keys", list(range(n)))
-        parts = [r for r in together(_answer, self.handle, verb, rows, given, joint=False) if r is not None]
+        if method == "sample": rows.setdefault("keys", list(range(n)))
+        parts = [r for r in together(_answer, self.handle, method, rows, given, joint=False) if r is not None]
         if not parts: return plain(self, **rows, **given)
         out = np.empty((n, *parts[0].shape[1:]), parts[0].dtype) if isinstance(parts[0], np.ndarray) else [None]*n
         for i, part in enumerate(parts): out[i::processes().size] = part
         return out
     return ask
 
-for verb, split in (("sample", ("prompts", "keys", "prefix")), ("option_logprobs", ("prompts", "prefix")), ("score", ("prompts", "completions")),
+for method, split in (("sample", ("prompts", "keys", "prefix")), ("option_logprobs", ("prompts", "prefix")), ("score", ("prompts", "completions")),
                     ("features", ("dialogues",))):
-    setattr(SharedModel, verb, _dealt(verb, split))
+    setattr(SharedModel, method, _scattered(method, split))

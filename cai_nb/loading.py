@@ -184,6 +184,16 @@ def _digest_of(path) -> str:
 def _digest(path, size, changed):
     return file_sha256(path)
 
+_EARLIER = {}  # id of a model that this process knows -> its id by `_earlier_fingerprint`
+
+def _earlier_fingerprint(folder) -> str:
+    "The fingerprint of earlier versions: of the first megabyte of each weight file, and of the configuration."
+    h = hashlib.sha256()
+    for path in [*sorted(Path(folder).glob("*.safetensors")), Path(folder)/"config.json"]:
+        with open(path, "rb") as f:
+            h.update(f.read(1 << 20) + str(path.stat().st_size).encode())
+    return h.hexdigest()[:8]
+
 def model_id(name: str, revision=None) -> str:
     "What records call a model: its label with a revision or fingerprint; the label alone if neither is known."
     where, label = model_folder(name)
@@ -196,16 +206,6 @@ def model_id(name: str, revision=None) -> str:
     return ident
 
 # %% ../nbs/01b_loading.ipynb #09752098
-_EARLIER = {}  # id of a model that this process knows -> its id by `_earlier_fingerprint`
-
-def _earlier_fingerprint(folder) -> str:
-    "The fingerprint of earlier versions: of the first megabyte of each weight file, and of the configuration."
-    h = hashlib.sha256()
-    for path in [*sorted(Path(folder).glob("*.safetensors")), Path(folder)/"config.json"]:
-        with open(path, "rb") as f:
-            h.update(f.read(1 << 20) + str(path.stat().st_size).encode())
-    return h.hexdigest()[:8]
-
 def same_model(a: str, b: str) -> bool:
     "Whether two ids name the same model with the same adapters; ids of earlier versions count, too."
     def earlier(ident):

@@ -205,11 +205,9 @@ def generate_tokens(model,                     # a causal language model
                              logits_processor=LogitsProcessorList([draw]))
     finally:
         model.generation_config = own
-    return [_through_end(row, stops) for row in out[:, ids.shape[1]:].tolist()]
-
-def _through_end(ids, stops):
-    "The ids up to and including the first that ends a row."
-    return ids[:next((k + 1 for k, token in enumerate(ids) if token in stops), len(ids))]
+    new = out[:, ids.shape[1]:].tolist()
+    ends = [next((k + 1 for k, token in enumerate(row) if token in stops), len(row)) for row in new]
+    return [row[:end] for row, end in zip(new, ends)]  # the end token is the row's own, what follows is padding
 
 # %% ../nbs/02_model.ipynb #fa570010
 @dataclass

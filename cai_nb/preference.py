@@ -139,7 +139,7 @@ def sequence_classifier(name: str = "default",  # default, folder or hub id
     except ValueError:
         model = None
     if not hasattr(model, "score"):
-        raise PreferenceError(f"{name}: transformers has no classifier with a score head for models of the type "
+        raise PreferenceError("transformers has no classifier with a score head for models of the type "
                               f"{config.model_type}; take another model for this stage, such as Llama, Qwen, Gemma "
                               "or Mistral.")
     setattr(model, model.base_model_prefix, getattr(causal, causal.base_model_prefix))

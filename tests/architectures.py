@@ -1,11 +1,12 @@
-"""Tiny models of eleven architectures, built from their configurations, and what every stage makes of each.
+"""Tiny models of twelve architectures, built from their configurations, and what every stage makes of each.
 
-`check(name, stage, folder, out)` runs one stage at tiny size next to plain transformers. It gives "same" where the numbers
-agree, the sentence of the `CaiError` where the stage refuses, and raises an `AssertionError` where they differ. `rows()` does
-so for all of them: the table of `docs/conformance.md`.
+`check(name, stage, folder, out)` runs one stage at tiny size next to plain transformers. It gives "same numbers" where they
+agree, "refused: " and the sentence of the `CaiError` where the stage refuses, and raises an `AssertionError` where they differ.
+`rows()` does so for all of them: the second table of `docs/conformance.md`.
 """
 
 import contextlib
+import functools
 import io
 import os
 import tempfile
@@ -229,7 +230,7 @@ STAGES = {"sample": check_sample, "option_logprobs": check_option_logprobs, "sco
 
 
 def check(name, stage, folder, out):
-    "`same`, or the sentence with which the stage refuses"
+    "`same numbers`, or `refused: ` and the sentence with which the stage refuses"
     quiet = {k: os.environ.get(k) for k in ("CAI_NB_QUIET",)}
     os.environ["CAI_NB_QUIET"] = "1"
     Path(out).mkdir(parents=True, exist_ok=True)
@@ -237,18 +238,20 @@ def check(name, stage, folder, out):
         with contextlib.redirect_stdout(io.StringIO()):
             STAGES[stage](folder, Path(out))
     except CaiError as e:
-        return str(e)
+        return f"refused: {e}"
     finally:
         for k, v in quiet.items():
             os.environ.pop(k) if v is None else os.environ.__setitem__(k, v)
-    return "same"
+    return "same numbers"
+
+
+@functools.cache
+def outcome(name, stage):
+    "What `check` says, once a process"
+    with tempfile.TemporaryDirectory() as place:
+        return check(name, stage, model_folder(name, Path(place) / "model"), Path(place) / "out")
 
 
 def rows():
-    "[{architecture, stage: `same` or the sentence with which the stage refuses}]"
-    found = []
-    with tempfile.TemporaryDirectory() as place:
-        for name in ARCHITECTURES:
-            folder = model_folder(name, Path(place) / name)
-            found.append({"architecture": name} | {s: check(name, s, folder, Path(place) / f"{name}, {s}") for s in STAGES})
-    return found
+    "[{architecture, stage: outcome}]"
+    return [{"architecture": name} | {stage: outcome(name, stage) for stage in STAGES} for name in ARCHITECTURES]

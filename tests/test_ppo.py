@@ -320,6 +320,7 @@ def test_frozen_layers_are_computed_once_for_each_batch_and_nothing_changes(tmp_
         asked, layers = [0, 0], one.policy.base_model.layers
         for which in (0, 2):
             layers[which].register_forward_pre_hook(lambda m, args, k=which // 2: asked.__setitem__(k, asked[k] + (args[0].shape[1] > 1 and m.training)))
+        one.model.eval()  # what is tried before the training is not counted
         one.train()
         return one, asked
     (ours, few), (theirs, every) = run(False), run(True)

@@ -17,7 +17,8 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "conformance.md"
 TABLES = {  # name on the page -> test module with `conformance_rows()`
     "templates": "test_templates",
-}  # the architectures' table: "architectures": "test_architectures"
+    "architectures": "test_architectures",
+}
 
 
 def table_of(name, rows):
