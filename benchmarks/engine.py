@@ -77,9 +77,9 @@ def without(trick):
 
 def pairs(n):
     from cai_nb.constitution import Constitution
-    from cai_nb.feedback import judge_pairs
+    from cai_nb.pairs import labelled_pairs
 
-    return judge_pairs([Constitution.load("harmlessness")], "train", exemplars=False)[:n]
+    return labelled_pairs([Constitution.load("harmlessness")], "train", exemplars=False)[:n]
 
 
 def comparisons(n):
@@ -90,13 +90,13 @@ def comparisons(n):
 
 
 def revision(n):
-    from cai_nb.artifacts import shipped_critic
+    from cai_nb.artifacts import bundled_adapter
     from cai_nb.constitution import Constitution
     from cai_nb.model import LanguageModel
     from cai_nb.prompts import load_prompts
     from cai_nb.revision import RevisionConfig, revise
 
-    policy, critic = LanguageModel.load(), LanguageModel.load(adapter=shipped_critic())
+    policy, critic = LanguageModel.load(), LanguageModel.load(adapter=bundled_adapter("critic"))
     prompts, rules = load_prompts("harmful")[:n], Constitution.load("harmlessness")
     config = RevisionConfig(rounds=1, max_tokens=64, critique_tokens=56, batch_size=64)
     return lambda: revise(policy, prompts, rules, config, critic=critic)
@@ -114,7 +114,8 @@ def features(n):
 def options(n):
     from cai_nb.constitution import Constitution
     from cai_nb.dialogue import assistant
-    from cai_nb.feedback import ANSWER, as_pairs, comparison_questions
+    from cai_nb.feedback import ANSWER, comparison_questions
+    from cai_nb.pairs import as_pairs
     from cai_nb.model import LanguageModel
 
     lm, rules = LanguageModel.load(), Constitution.load("harmlessness")
