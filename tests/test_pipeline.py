@@ -920,7 +920,7 @@ def test_a_reward_that_needs_the_whole_rollout_sees_it_in_any_number_of_processe
         assert a["reward/same_beginning"] < 0, "some of 32 responses begin alike"
         assert a["reward/same_beginning"] == b["reward/same_beginning"] and a["reward"] == pytest.approx(b["reward"])
     samples = rows(tmp_path / "1" / "samples.jsonl")
-    assert samples and all(r["raw"] == pytest.approx(len(r["response"]) / 10) for r in samples)
+    assert samples and all(r["raw"] == pytest.approx(len(r["completion"]) / 10) for r in samples)
 
 
 def test_another_number_of_processes_reads_the_same_prompts_and_gives_the_same_records(tiny, tmp_path):
