@@ -349,7 +349,7 @@ def compute_rewards(self: PPOTrainer, rows, rollout: bool = False) -> list[dict]
     processes have been gathered (`rollout=True`: all of them are returned), and for nothing else: there its score is None."""
     ours = {"row", "prompt", "prompt_ids", "completion_ids", "finished", "completion", "each"}
     def score(rows, f):
-        columns = {k: [r[k] for r in rows] for k in (rows[0] if rows else ()) if k not in ours}
+        columns = {k: [r.get(k) for r in rows] for k in dict.fromkeys(k for r in rows for k in r) if k not in ours}
         shown = [complete_sentences(r["completion"]) if self.args.complete_sentences and not r["finished"] else r["completion"] for r in rows]
         return call_reward(f, [r["prompt"] for r in rows], shown, columns)
     late = [getattr(f, "needs_rollout", False) for f in self.reward_funcs]
