@@ -51,7 +51,7 @@ COMMANDS = {
     "compare": "what differs between two runs: recipes, win rates, responses, with intervals",
     "figures": "the paper's figures from a run folder; from several, also what each change did",
     "exercises": "write the notebooks of exercises for a class, or with --solutions those for whoever teaches",
-    "bundle": "collect wheels, model and notebooks in a folder for a classroom without a network",
+    "bundle": "collect wheels, model and notebooks in a folder for an offline classroom",
     "doctor": "look at versions, device, cache and disk; say what is missing",
 }
 STAGE_COMMANDS = ("revise", "sft", "feedback", "preference", "ppo", "evaluate")
@@ -347,7 +347,7 @@ def exercises_command(args):
     print(f"{len(files)} notebooks: {args.out}   Next: jupyter lab {shlex.quote(str(args.out))}")
 
 def bundle_command(args):
-    "A folder for a classroom without a network"
+    "A folder for an offline classroom"
     from cai_nb.course.offline import bundle
     bundle(args.out, note=say)
 

