@@ -135,6 +135,7 @@ def other_options(add, name):
         add("--solutions", action="store_true", help="with the solutions in place of the stubs")
         add("--nbs", metavar="DIR", help="the notebooks that have the exercises (default: nbs/ of the clone)")
 
+# %% ../nbs/15_command.ipynb #e93f27df
 def parser():
     "The command line of cai-nb"
     top = Parser(prog="cai-nb", description="Constitutional AI from critique and revision to PPO, out of notebooks.",
@@ -304,6 +305,7 @@ def finetune_critic_command(args):
     else:
         print(f"adapter: {critic_adapter(recipe.critic.name or recipe.model.name, recipe, say, out, renew=True)}")
 
+# %% ../nbs/15_command.ipynb #dc6ef4e5
 def sample_command(args):
     "Responses to read"
     from cai_nb.reading import read_prompts, write_samples

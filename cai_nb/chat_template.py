@@ -289,7 +289,7 @@ def prompt_ids(
     texts = [self.prompt_text(p, prefix) for p in prompts]
     return self.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
 
-
+# %% ../nbs/00b_chat_template.ipynb #d07e6f61
 @patch
 def _tokens(self: ChatFormat, pieces):
     "Ids of texts that are tokenized apart, and the (start, end) of each token in the joined text."

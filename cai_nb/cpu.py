@@ -79,6 +79,7 @@ def trunk_states(model, ids, mask=None, layers=None):
             cache.keep(row, states[:len(row)])
     return out
 
+# %% ../nbs/A2_cpu.ipynb #9059188b
 @contextmanager
 def _lower_states(trunk, k: int):
     "Inside, a list of what enters layer `k` at each call, without gradient."

@@ -330,7 +330,7 @@ def changes(
             table[name] |= {f"{question}, Elo": score, f"refusals, {QUESTIONS[question]} prompts": refusals}
     return list(table.values())
 
-
+# %% ../nbs/11_figures.ipynb #55c68ab5
 def figure_changes(run, others=()) -> Plot:
     "What each change of the recipe did to the models of several runs (the paper's figures 6 and 7, and more)."
     runs = [run, *(r for r in others if r.done("evaluation") is not None)]

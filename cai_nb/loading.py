@@ -259,6 +259,7 @@ def load_pretrained(name: str = "default",  # `default`, a folder or a hub id
         cpu.tune_malloc()
     return model.to(device=device, dtype=dtype).eval(), tokenizer, ident
 
+# %% ../nbs/01b_loading.ipynb #360d910d
 def _prepare_transformers():
     "No progress bar under `CAI_NB_QUIET=1`, no notes of bitsandbytes, and whole weights also after a ZeRO-3 training."
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it looks for a kernel on the hub

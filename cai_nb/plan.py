@@ -41,6 +41,7 @@ HARDWARE = {  # the recipe's machine.kind
         "peak 989 TFLOP/s and 3.35 TB/s, of which 20% in sampling, 40% in training, 60% of the bandwidth"),
 }
 
+# %% ../nbs/10a_plan.ipynb #d636fc25
 @dataclass(frozen=True)
 class Shape:
     "What the plan has to know of a model"
@@ -137,6 +138,7 @@ def work(recipe):
     feedback = _feedback(recipe, pairs, pairs + revised)
     return [*_supervised(recipe, harmful, benign), *feedback, *_rl_and_evaluation(recipe)]
 
+# %% ../nbs/10a_plan.ipynb #e4fed260
 def _supervised(recipe, harmful, benign):
     "Stages 1 and 2"
     r, s, prompt = recipe.revision, recipe.sft, recipe.machine.prompt_tokens

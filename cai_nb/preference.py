@@ -404,6 +404,7 @@ def _start_from_probe(scorer, rows, records, seed):
         with torch.no_grad():
             scorer.model.score.weight[k] = torch.tensor(w)
 
+# %% ../nbs/07_preference.ipynb #019d7ba3
 def _examine(scorer, records, held, seed, most: int = 96):
     "Mean and standard deviation of the policy's own responses, and probabilities and metrics of the held-out records"
     kinds = [r.get("kind", "") for r in records]
@@ -470,6 +471,7 @@ def _saved_head(path):
     raise PreferenceError(f"{path} has no score head (no score.weight in its safetensors files), so its scores would "
                           "be arbitrary; train the preference model again.")
 
+# %% ../nbs/07_preference.ipynb #b1eb1c7b
 @patch(cls_method=True)
 def load(cls: PreferenceModel,
          path,            # the folder

@@ -295,6 +295,7 @@ class Recipe(Section):
                        for key, field in schema_keys(Recipe).items())
         return f"<table><tr><th>key</th><th>value</th><th>meaning</th></tr>{rows}</table>"
 
+# %% ../nbs/10_recipe.ipynb #b51519f1
 NO_EFFECT = {"name", "description", "machine.kind", "machine.prompt_tokens", "sft.micro_batch_size",
              "preference.micro_batch_size"}
 

@@ -261,6 +261,7 @@ def check_disk_space(folder, need):
         raise RunError(f"no room: {folder} needs about {need / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free; "
                        "free some, or give a folder on another disk with --out")
 
+# %% ../nbs/10b_run.ipynb #384550e6
 def conflict(recipe, folder, checks):
     "Why a run folder cannot be used for this recipe, or None; `checks`: the recipe's `fingerprints`"
     path = folder / "recipe.yaml"
