@@ -18,7 +18,7 @@ from .model import Completion, LanguageModel, Score, row_seed
 
 # %% ../nbs/02a_backends.ipynb #b0000006
 class Remote(LanguageModel):
-    "What the backends share: rendering and lengths are done here, with the model's tokenizer; the weights are elsewhere"
+    "What the backends share: rendering and lengths, with the model's tokenizer; the weights are elsewhere"
     def __init__(self, tokenizer, id: str, context: int = 0):  # `context`: 0 if it is not known
         self.model, self.tokenizer, self.id = None, tokenizer, id
         self.context = context or 2**31
@@ -26,7 +26,8 @@ class Remote(LanguageModel):
     def device(self): return "elsewhere"
     def __repr__(self): return f"{type(self).__name__}({self.id})"
     def features(self, *args, **kwargs):
-        raise ModelError(f"{self.id} gives no hidden states, and a learnt judge reads them. Take feedback.method=multiple_choice or contrastive, "
+        raise ModelError(f"{self.id} gives no hidden states, and a learnt judge reads them. Take "
+                         "feedback.method=multiple_choice or contrastive, "
                          "or a transformers model for the judge.")
 
 # %% ../nbs/02a_backends.ipynb #b0000008
@@ -35,7 +36,8 @@ def wanted(module: str):
     try: return importlib.import_module(module)
     except ImportError as e:
         extra = {"openai": "api"}.get(module, module)
-        raise ModelError(f"this needs {module} ({e}); install it with: pip install {module} (the extra cai_nb[{extra}])") from None
+        raise ModelError(f"this needs {module} ({e}); install it with: pip install {module} "
+                         f"(the extra cai_nb[{extra}])") from None
 
 class VLLMModel(Remote):
     "The three methods from vLLM's offline engine"
@@ -64,7 +66,8 @@ class VLLMModel(Remote):
                     model.save_pretrained(half); tokenizer.save_pretrained(half)
                     half.replace(where)
         arguments = {"dtype": str(dtype or "auto").removeprefix("torch."), "tensor_parallel_size": tensor_parallel,
-                     "enable_prefix_caching": True, "gpu_memory_utilization": memory, "trust_remote_code": False, "seed": 0}
+                     "enable_prefix_caching": True, "gpu_memory_utilization": memory, "trust_remote_code": False,
+                     "seed": 0}
         llm = vllm.LLM(model=str(where), **(arguments | engine))
         return cls(llm, llm.get_tokenizer(), ident)
 
@@ -77,8 +80,8 @@ class VLLMModel(Remote):
 from fastcore.basics import patch
 
 @patch
-def sample(self: VLLMModel, prompts, max_tokens: int = 64, temperature: float = 1.0, top_p: float = 1.0, seed: int = 0, keys=None,
-           batch_size: int = 0, prefix: str = "", desc: str = "sampling"):
+def sample(self: VLLMModel, prompts, max_tokens: int = 64, temperature: float = 1.0, top_p: float = 1.0,
+           seed: int = 0, keys=None, batch_size: int = 0, prefix: str = "", desc: str = "sampling"):
     "Answers to dialogues, in order (`LanguageModel.sample`); the engine chooses its batches itself"
     from vllm import SamplingParams
     if temperature < 0: raise ModelError(f"temperature is {temperature}; it must be 0 or more.")
@@ -92,13 +95,15 @@ def sample(self: VLLMModel, prompts, max_tokens: int = 64, temperature: float = 
 
 # %% ../nbs/02a_backends.ipynb #b0000018
 @patch
-def option_logprobs(self: VLLMModel, prompts, options=("A", "B"), prefix="", batch_size: int = 0, desc: str = "options"):
+def option_logprobs(self: VLLMModel, prompts, options=("A", "B"), prefix="", batch_size: int = 0,
+                   desc: str = "options"):
     "`(N, K)` log-probabilities of the options as the next token (`LanguageModel.option_logprobs`)"
     from vllm import SamplingParams
     rows, columns = self._option_rows(prompts, options, prefix)
     params = [SamplingParams(max_tokens=1, temperature=0, logprob_token_ids=ids) for ids in columns]
     found = [o.outputs[0].logprobs[0] for o in self._ask(rows, params)]
-    return np.array([[f[t].logprob for t in ids] for f, ids in zip(found, columns)], float).reshape(len(rows), len(options))
+    logp = np.array([[f[t].logprob for t in ids] for f, ids in zip(found, columns)], float)
+    return logp.reshape(len(rows), len(options))
 
 @patch
 def score(self: VLLMModel, prompts, completions, batch_size: int = 0, desc: str = "scoring"):
@@ -127,7 +132,7 @@ class ServerModel(Remote):
     def __init__(self,
                  url: str,                # such as http://localhost:8000/v1
                  model: str,              # its name there
-                 tokenizer=None,          # the served model's: an object, a folder or a hub id; None: chat messages are sent
+                 tokenizer=None,          # the served model's: an object, a folder or a hub id; None: messages are sent
                  concurrency: int = 8,    # requests under way at once
                  retries: int = 14,       # tries after the first, further and further apart (0.5 to 8 s): over a minute
                  timeout: float = 120.0,  # seconds for one request
@@ -163,18 +168,24 @@ def _ask(self: ServerModel, request, read):
     for k in range(self.retries + 1):
         if k: self._wait(k - 1)
         try: answer = request()
-        except openai.AuthenticationError: raise ModelError(f"{self.id} refuses the key; put a valid one into CAI_NB_API_KEY.") from None
-        except openai.APIStatusError as e: raise ModelError(f"{self.id} refused with status {e.status_code}: {self._safe(e)}") from None
+        except openai.AuthenticationError:
+            raise ModelError(f"{self.id} refuses the key; put a valid one into CAI_NB_API_KEY.") from None
+        except openai.APIStatusError as e:
+            raise ModelError(f"{self.id} refused with status {e.status_code}: {self._safe(e)}") from None
         except openai.APITimeoutError:
-            raise ModelError(f"{self.id} did not answer in time, {self.retries + 1} times; what is done is kept, start again.") from None
+            raise ModelError(f"{self.id} did not answer in time, {self.retries + 1} times; what is done is kept, "
+                             "start again.") from None
         except openai.APIConnectionError as e:
             why = self._safe(e.__cause__ or e)
-            raise ModelError(f"{self.id} cannot be reached ({why}); what is done is kept, start again when it is up.") from None
+            raise ModelError(f"{self.id} cannot be reached ({why}); what is done is kept, "
+                             "start again when it is up.") from None
         except (openai.APIError, ValueError) as e: wrong = e  # no JSON
         else:
             try: return read(answer)
-            except (AttributeError, TypeError, IndexError, KeyError, ValueError) as e: wrong = e  # JSON of another shape
-    raise ModelError(f"{self.id} answers, but not in the OpenAI protocol ({type(wrong).__name__}: {self._safe(wrong)}).") from None
+            except (AttributeError, TypeError, IndexError, KeyError, ValueError) as e:  # JSON of another shape
+                wrong = e
+    raise ModelError(f"{self.id} answers, but not in the OpenAI protocol "
+                     f"({type(wrong).__name__}: {self._safe(wrong)}).") from None
 
 @patch
 def _wait(self: ServerModel, k: int):
@@ -220,17 +231,20 @@ def _complete(self: ServerModel, **request):
 
 # %% ../nbs/02a_backends.ipynb #b000000b
 @patch
-def sample(self: ServerModel, prompts, max_tokens: int = 64, temperature: float = 1.0, top_p: float = 1.0, seed: int = 0, keys=None,  # noqa: F811
-           batch_size: int = 0, prefix: str = "", desc: str = "sampling"):
+def sample(self: ServerModel, prompts, max_tokens: int = 64, temperature: float = 1.0, top_p: float = 1.0,  # noqa: F811
+           seed: int = 0, keys=None, batch_size: int = 0, prefix: str = "", desc: str = "sampling"):
     "Answers to dialogues, in order (`LanguageModel.sample`); a server need not honour seeds"
     if temperature < 0: raise ModelError(f"temperature is {temperature}; it must be 0 or more.")
     prompts = list(prompts)
     rows = self.encode(prompts, prefix)
     if self.tokenizer is not None: self._check_length(rows, max_tokens)
-    elif prefix: raise ModelError(f"a prefix needs the tokenizer of {self.name}: ServerModel(…, tokenizer=…), or '?tokenizer=…' in its name.")
+    elif prefix:
+        raise ModelError(f"a prefix needs the tokenizer of {self.name}: ServerModel(…, tokenizer=…), "
+                         "or '?tokenizer=…' in its name.")
     keys = list(keys) if keys is not None else range(len(rows))
     def job(i):
-        common = dict(model=self.name, max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=row_seed(seed, keys[i]) >> 32)
+        common = dict(model=self.name, max_tokens=max_tokens, temperature=temperature, top_p=top_p,
+                      seed=row_seed(seed, keys[i]) >> 32)
         def request():
             if self.tokenizer is None: return self.client.chat.completions.create(messages=rows[i], **common)
             return self._complete(prompt=self._text(prompts[i], prefix), **common)
@@ -245,7 +259,7 @@ def sample(self: ServerModel, prompts, max_tokens: int = 64, temperature: float 
 # %% ../nbs/02a_backends.ipynb #b000001a
 def token_row(step,             # {token: log-probability}, the likeliest tokens
               tokens) -> list:  # texts of single tokens
-    "Their log-probabilities; one that is not in the list is no likelier than the last of it, nor than all that is left, and gets that bound"
+    "Their log-probabilities; one not in the list gets a bound: no likelier than its last, nor than all that is left"
     rest = np.log(max(1 - np.exp([*step.values()]).sum(), 1e-9))
     return [float(step.get(t, min([*step.values(), rest]))) for t in tokens]
 
@@ -262,20 +276,24 @@ def option_row(steps,            # [{token: log-probability}], the likeliest tok
     return token_row(said, options)
 
 # %% ../nbs/02a_backends.ipynb #b000001b
-NO_LOGPROBS = ("gives no log-probabilities, which multiple choice and contrastive log-likelihood need; take a server that does "
-               "(vLLM's does), or feedback.method=probe")
+NO_LOGPROBS = ("gives no log-probabilities, which multiple choice and contrastive log-likelihood need; take a "
+               "server that does (vLLM's does), or feedback.method=probe")
 
 @patch
-def option_logprobs(self: ServerModel, prompts, options=("A", "B"), prefix="", batch_size: int = 0, desc: str = "options"):  # noqa: F811
-    "`(N, K)` log-probabilities of the options as the next token; one that is not among the likeliest gets what is left over, at most"
+def option_logprobs(self: ServerModel, prompts, options=("A", "B"), prefix="", batch_size: int = 0,  # noqa: F811
+                   desc: str = "options"):
+    "`(N, K)` log-probabilities of the options as the next token; one not among the likeliest gets at most the rest"
     prompts = list(prompts)
     prefixes = [prefix]*len(prompts) if isinstance(prefix, str) else list(prefix)
     known = self.tokenizer is not None  # if not, nothing can be put into its mouth: it answers from the start
     columns = self._option_rows(prompts, options, prefixes)[1] if known else prompts
     def job(d, p, ids):
         def request():
-            if known: return self.client.completions.create(model=self.name, prompt=self._text(d, p), max_tokens=1, temperature=0, logprobs=20)
-            return self.client.chat.completions.create(model=self.name, messages=d, max_tokens=4, temperature=0, logprobs=True, top_logprobs=20)
+            if known:
+                return self.client.completions.create(model=self.name, prompt=self._text(d, p), max_tokens=1,
+                                                      temperature=0, logprobs=20)
+            return self.client.chat.completions.create(model=self.name, messages=d, max_tokens=4, temperature=0,
+                                                       logprobs=True, top_logprobs=20)
         def read(r):
             found = r.choices[0].logprobs
             steps = (found.top_logprobs if known else found.content) if found else None
@@ -293,17 +311,20 @@ def option_logprobs(self: ServerModel, prompts, options=("A", "B"), prefix="", b
 @patch
 def score(self: ServerModel, prompts, completions, batch_size: int = 0, desc: str = "scoring"):  # noqa: F811
     "log p(completion | prompt), the end of turn included, by the server's `echo`"
-    if self.tokenizer is None: raise ModelError(f"score needs the tokenizer of {self.name}: ServerModel(…, tokenizer=…).")
+    if self.tokenizer is None:
+        raise ModelError(f"score needs the tokenizer of {self.name}: ServerModel(…, tokenizer=…).")
     rows, starts = self._with_completion(prompts, completions)
     self._check_length(rows, 0)
     def job(row, start):
         def request():  # tokens, not text: where the answer begins is counted in them
-            return self.client.completions.create(model=self.name, prompt=row, max_tokens=1, temperature=0, logprobs=1, echo=True)
+            return self.client.completions.create(model=self.name, prompt=row, max_tokens=1, temperature=0,
+                                                  logprobs=1, echo=True)
         def read(r):
             found = r.choices[0].logprobs
             if not found or not found.token_logprobs: raise ModelError(f"{self.id} {NO_LOGPROBS}.")
             mine = found.token_logprobs[start:len(row)]
-            if len(mine) < len(row) - start or None in mine: raise ModelError(f"{self.id} does not echo the prompt's log-probabilities, which score needs.")
+            if len(mine) < len(row) - start or None in mine:
+                raise ModelError(f"{self.id} does not echo the prompt's log-probabilities, which score needs.")
             return Score(float(sum(mine)), len(mine))
         return lambda: self._ask(request, read)
     try: return self._all([job(r, s) for r, s in zip(rows, starts)], desc)

@@ -22,7 +22,8 @@ class Processes:
         if self.size == 1: return
         from accelerate import PartialState
         cpu = best_device() == "cpu"
-        PartialState(cpu=cpu, backend="gloo" if cpu else "nccl", timeout=timedelta(days=1))  # rank 0 may work alone for a long time
+        # rank 0 may work alone for a long time
+        PartialState(cpu=cpu, backend="gloo" if cpu else "nccl", timeout=timedelta(days=1))
     @property
     def first(self): return self.index == 0
 
@@ -65,7 +66,7 @@ def _perform(task):
     return [found for found, _ in everyone or ()]
 
 def together(function, *args, joint=True, **kwargs) -> list:
-    "Every process calls the function with these arguments; gives rank 0 their results, in order (one process: one result)"
+    "Every process calls the function with these arguments; rank 0 gets their results, in order (one process: one)"
     p = processes()
     if p.size == 1 or p.busy: return [function(*args, **kwargs)]
     task, p.gone = (p.gone, joint, function, args, kwargs), []
@@ -143,6 +144,7 @@ def _scattered(method, split):
         return out
     return ask
 
-for method, split in (("sample", ("prompts", "keys", "prefix")), ("option_logprobs", ("prompts", "prefix")), ("score", ("prompts", "completions")),
+for method, split in (("sample", ("prompts", "keys", "prefix")), ("option_logprobs", ("prompts", "prefix")),
+                      ("score", ("prompts", "completions")),
                     ("features", ("dialogues",))):
     setattr(SharedModel, method, _scattered(method, split))

@@ -311,7 +311,8 @@ def ensemble(
         out.append(comparison_record(
             pair, mean, "ensemble", label_type, clamp, disagreement=float(np.sqrt(w @ (p - mean)**2/w.sum())),
             principles=sorted({i for r in each for i in r["principles"]}), constitution=each[0]["constitution"],
-            model=each[0]["model"], members=[{k: r[k] for k in ("method", "model", "principles", "p_first")} for r in each]))
+            model=each[0]["model"],
+            members=[{k: r[k] for k in ("method", "model", "principles", "p_first")} for r in each]))
     return out
 
 

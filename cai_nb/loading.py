@@ -325,7 +325,8 @@ def _find_scale_and_cap(model, head):
     best = min(pairs, key=lambda pair: (_scaled_and_capped(ours, *pair) - own).abs().max())
     if not torch.allclose(_scaled_and_capped(ours, *best), own, atol=1e-3, rtol=1e-2):
         raise ModelError(f"{type(model).__name__} changes its logits after the language-model head, and neither a "
-                         "scale nor a soft cap in its configuration explains how: log-probabilities would be wrong. Take a "
+                         "scale nor a soft cap in its configuration explains how: log-probabilities would be wrong. "
+                         "Take a "
                          "model of another architecture, such as Llama, Qwen, Gemma or Granite.")
     return best
 

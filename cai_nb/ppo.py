@@ -42,21 +42,24 @@ class ModelReward:
                  batch_size: int = 32):
         from transformers import AutoTokenizer
         place = model.config._name_or_path if isinstance(model, PreTrainedModel) else model
-        self.tokenizer, self.max_length, self.batch_size = tokenizer or AutoTokenizer.from_pretrained(place), max_length, batch_size
+        self.tokenizer = tokenizer or AutoTokenizer.from_pretrained(place)
+        self.max_length, self.batch_size = max_length, batch_size
         if place is model:
             model = load_classifier(model, num_labels=1)
         elif model.get_output_embeddings() is not None:
-            raise RewardError(f"the reward is a causal language model ({type(model).__name__}), which has no score; pass "
-                              "a trained AutoModelForSequenceClassification with one output.")
+            raise RewardError(f"the reward is a causal language model ({type(model).__name__}), which has no score; "
+                              "pass a trained AutoModelForSequenceClassification with one output.")
         self.model = model.eval()
 
     @torch.no_grad()
     def score(self, dialogues) -> list[float]:
-        if getattr(self.model.config, "preference", None):  # an exported `PreferenceModel` reads its score at the end of the turn
+        # an exported `PreferenceModel` reads its score at the end of the turn
+        if getattr(self.model.config, "preference", None):
             ids = [chat_format(self.tokenizer).finished_ids(d)[0][:self.max_length] for d in dialogues]
         else:
             texts = [render(d, self.tokenizer) for d in dialogues]
-            ids = self.tokenizer(texts, add_special_tokens=False, truncation=True, max_length=self.max_length)["input_ids"]
+            ids = self.tokenizer(texts, add_special_tokens=False, truncation=True,
+                                 max_length=self.max_length)["input_ids"]
         scores, order = [0.0]*len(ids), sorted(range(len(ids)), key=lambda i: len(ids[i]))
         for part in (order[i:i + self.batch_size] for i in range(0, len(order), self.batch_size)):
             batch = self.tokenizer.pad({"input_ids": [ids[i] for i in part]}, return_tensors="pt").to(self.model.device)
@@ -80,14 +83,15 @@ def reward_function(f):  # a function over text, an object with `.score(dialogue
 
 # %% ../nbs/08b_ppo_trainer.ipynb #89b33e02
 def call_reward(f, prompts, completions, columns) -> list[float]:
-    "The scores of one reward function: a finite number for each completion, or a `RewardError` with the function's name"
+    "The scores of a reward function: a finite number for each completion, or a `RewardError` with the function's name"
     name = getattr(f, "__name__", type(f).__name__)
     try: scores = [float(s) for s in f(prompts=prompts, completions=completions, **columns)]
     except Exception as e:
         raise RewardError(f"the reward function {name} raised {type(e).__name__}: {e}. It is called as f(prompts=[…], "
                           "completions=[…], **other columns) and must return one number for each completion.") from e
     if len(scores) != len(completions):
-        raise RewardError(f"the reward function {name} returned {len(scores)} scores for {len(completions)} completions.")
+        raise RewardError(f"the reward function {name} returned {len(scores)} scores "
+                          f"for {len(completions)} completions.")
     for i, s in enumerate(scores):
         if not math.isfinite(s):
             raise RewardError(f"the reward function {name} returned {s} for completion {i}, {completions[i][:60]!r}; "
@@ -108,17 +112,21 @@ class PPOConfig(TrainingArguments):
     num_mini_batches: int = _opt(1, "Optimiser steps a pass; each takes per_device_train_batch_size × "
                                     "gradient_accumulation_steps × processes completions.")
     max_completion_length: int = _opt(128, "Longest completion, in tokens.")
-    max_prompt_length: int | None = _opt(None, "Longer prompts are left out and counted, in tokens; None: what the context allows.")
+    max_prompt_length: int | None = _opt(
+        None, "Longer prompts are left out and counted, in tokens; None: what the context allows.")
     sampling_batch_size: int = _opt(64, "Completions sampled side by side.")
-    sampler: str = _opt("generate", "generate: exactly repeatable; continuous: transformers' continuous batching; vllm.")
+    sampler: str = _opt(
+        "generate", "generate: exactly repeatable; continuous: transformers' continuous batching; vllm.")
     vllm_settings: dict | None = _opt(None, "For sampler='vllm': settings of TRL's VLLMGeneration, such as mode.")
     temperature: float = _opt(1.0, "Divides the logits, in sampling and in scoring alike; > 0.")
-    kl_coef: float = _opt(0.05, "β, the price of a nat of KL from the reference, in units of the normalised score.")
+    kl_coef: float = _opt(0.05, "β, the penalty per nat of KL from the reference, in units of the normalised score.")
     kl_target: float | None = _opt(None, "Steer β so that the KL stays near this, nats a completion; None: β is fixed.")
     kl_horizon: int = _opt(10_000, "Completions over which the steering works off an error.")
-    kl_stop: float | None = _opt(None, "End the training once a rollout is further than this from the reference, nats a completion.")
-    update_kl_stop: float | None = _opt(None, "Leave out the rest of a rollout's updates once one has moved the policy by more "
-                                              "than this, nats a token (k3).")
+    kl_stop: float | None = _opt(
+        None, "End the training once a rollout is further than this from the reference, nats a completion.")
+    update_kl_stop: float | None = _opt(
+        None, "Leave out the rest of a rollout's updates once one has moved the policy by more "
+              "than this, nats a token (k3).")
     gamma: float = _opt(1.0, "Discount of later rewards, 0 to 1.")
     lam: float = _opt(0.95, "λ of generalised advantage estimation, 0 to 1.")
     whiten_advantages: bool = _opt(True, "Advantages with mean 0 and standard deviation 1 over the whole rollout.")
@@ -132,9 +140,11 @@ class PPOConfig(TrainingArguments):
     reward_std: float | None = _opt(None, "Its standard deviation; None: measured on the first rollout.")
     reward_weights: list[float] | None = _opt(None, "Weight of each reward function; None: 1 each.")
     score_clip: float | None = _opt(None, "Normalised scores are cut to ± this; None: not at all.")
-    complete_sentences: bool = _opt(False, "Show the reward functions a completion without an end token up to its last whole sentence.")
+    complete_sentences: bool = _opt(
+        False, "Show the reward functions a completion without an end token up to its last whole sentence.")
     missing_eos_penalty: float = _opt(0.0, "Taken from the normalised score of a completion without an end token.")
-    num_samples: int = _opt(4, "Prompts (the first of the evaluation set, else of the training set) shown in samples.jsonl.")
+    num_samples: int = _opt(
+        4, "Prompts (the first of the evaluation set, else of the training set) shown in samples.jsonl.")
     sample_rollouts: int = _opt(10, "Write such samples every so many rollouts and at the end; 0: never.")
 
 # %% ../nbs/08b_ppo_trainer.ipynb #5d27fa46
@@ -169,7 +179,8 @@ def prompt_order(
     count: int,     # how many from there
     seed: int = 0):  # another seed, another stream
     "Indices of an endless stream of prompts: one permutation after another, each a function of (seed, epoch)"
-    epochs = {e: np.random.default_rng((seed, PROMPTS, e)).permutation(n) for e in range(first//n, (first + count - 1)//n + 1)}
+    epochs = {e: np.random.default_rng((seed, PROMPTS, e)).permutation(n)
+              for e in range(first//n, (first + count - 1)//n + 1)}
     return [int(epochs[k//n][k % n]) for k in range(first, first + count)]
 
 # %% ../nbs/08b_ppo_trainer.ipynb #582d997a
@@ -264,14 +275,18 @@ class PPOTrainer(Trainer):
             ref_model = deepcopy(model)
             policy_.value_head = critic
         elif isinstance(ref_model, (str, Path)): ref_model = load_pretrained(str(ref_model), dtype=model.dtype)[0]
-        self.ref_model = ref_model and no_dropout(attach_value_head(ref_model)).requires_grad_(False).eval().to(args.device)
+        if ref_model:
+            ref_model = no_dropout(attach_value_head(ref_model)).requires_grad_(False).eval().to(args.device)
+        self.ref_model = ref_model
         funcs = reward_funcs if isinstance(reward_funcs, (list, tuple)) else [reward_funcs]
         self.reward_funcs, self.weights = [reward_function(f) for f in funcs], args.reward_weights or [1.0]*len(funcs)
         if len(self.weights) != len(funcs):
-            raise RewardError(f"{len(funcs)} reward functions but {len(self.weights)} reward_weights; give one for each.")
+            raise RewardError(f"{len(funcs)} reward functions but {len(self.weights)} reward_weights; "
+                              "give one for each.")
         self.kl_control = AdaptiveKL(args.kl_coef, args.kl_target, args.kl_horizon)
         self.reward_mean, self.reward_std = args.reward_mean, args.reward_std
-        self.rows, self.rollout_logs, self.sums, self.csv_open, self.stopped, self.vllm, self.frozen = None, {}, None, False, False, None, None
+        self.rows, self.rollout_logs, self.sums = None, {}, None
+        self.csv_open, self.stopped, self.vllm, self.frozen = False, False, None, None
         if args.rollouts: args.max_steps = args.rollouts*args.updates
         elif args.max_steps > 0: args.max_steps = math.ceil(args.max_steps/args.updates)*args.updates
         super().__init__(model=model, args=args, train_dataset=train_dataset, eval_dataset=eval_dataset,
@@ -302,7 +317,9 @@ def fitting(self: PPOTrainer, dataset) -> list[int]:
     self.skipped = len(dataset) - len(fits)
     if not fits: raise PPOError(f"none of the {len(dataset)} prompts has between 1 and {limit} tokens; raise "
                                 "max_prompt_length or lower max_completion_length.")
-    if self.skipped: warnings.warn(f"{self.skipped} of {len(dataset)} prompts are empty or longer than {limit} tokens: left out", stacklevel=2)
+    if self.skipped:
+        warnings.warn(f"{self.skipped} of {len(dataset)} prompts are empty or longer than {limit} tokens: left out",
+                      stacklevel=2)
     return fits
 
 @patch
@@ -323,8 +340,10 @@ def sample(self: PPOTrainer, batch, key) -> list:
     with gathered(self.model_wrapped, self.accelerator, self.policy):
         if args.sampler == "continuous":
             seed = int(np.random.default_rng((args.seed, *key, args.process_index)).integers(2**31))
-            return sample_continuous(self.policy, prompts, seed, args.max_completion_length, self.stops, pad, args.temperature)
-        u = np.stack([np.random.default_rng((args.seed, *key, r["row"])).random(args.max_completion_length) for r in batch])
+            return sample_continuous(self.policy, prompts, seed, args.max_completion_length, self.stops, pad,
+                                     args.temperature)
+        u = np.stack([np.random.default_rng((args.seed, *key, r["row"])).random(args.max_completion_length)
+                      for r in batch])
         return generate_tokens(self.policy, prompts, u, self.stops, pad, args.temperature)
 
 @patch
@@ -345,19 +364,21 @@ def generate(self: PPOTrainer, rows, key) -> list[dict]:
 def compute_rewards(self: PPOTrainer, rows, rollout: bool = False) -> list[dict]:
     """Score each row by every reward function; `raw` is their weighted sum
 
-    A function with the attribute `needs_rollout` compares the completions of a rollout. It is called when the rows of all
-    processes have been gathered (`rollout=True`: all of them are returned), and for nothing else: there its score is None."""
+    A function with the attribute `needs_rollout` compares the completions of a rollout. It is called when the rows of
+    all processes have been gathered (`rollout=True`: all of them are returned), and otherwise its score is None."""
     ours = {"row", "prompt", "prompt_ids", "completion_ids", "finished", "completion", "each"}
     def score(rows, f):
         columns = {k: [r.get(k) for r in rows] for k in dict.fromkeys(k for r in rows for k in r) if k not in ours}
-        shown = [complete_sentences(r["completion"]) if self.args.complete_sentences and not r["finished"] else r["completion"] for r in rows]
+        cut = self.args.complete_sentences
+        shown = [complete_sentences(r["completion"]) if cut and not r["finished"] else r["completion"] for r in rows]
         return call_reward(f, [r["prompt"] for r in rows], shown, columns)
     late = [getattr(f, "needs_rollout", False) for f in self.reward_funcs]
     scores = [[None]*len(rows) if wait else score(rows, f) for f, wait in zip(self.reward_funcs, late)]
     for row, each in zip(rows, zip(*scores)): row["each"] = each
     if rollout:
         rows = gather_object(rows)
-        scores = [score(rows, f) if wait else [r["each"][i] for r in rows] for i, (f, wait) in enumerate(zip(self.reward_funcs, late))]
+        scores = [score(rows, f) if wait else [r["each"][i] for r in rows]
+                  for i, (f, wait) in enumerate(zip(self.reward_funcs, late))]
         for row, each in zip(rows, zip(*scores)): row["each"] = each
     for row in rows: row["raw"] = sum(w*s for w, s in zip(self.weights, row["each"]) if s is not None)
     return rows
@@ -402,11 +423,14 @@ def compute_advantages(self: PPOTrainer, rows) -> dict:
     "Rewards, advantages and returns of every token of the whole rollout (in place); returns what to log"
     args, scores, n = self.args, self.normalised(rows), torch.tensor([len(r["completion_ids"]) for r in rows])
     mask = torch.arange(int(n.max())) < n[:, None]
-    logprobs, ref, values, entropies = (_padded(rows, k) for k in ("old_logprobs", "ref_logprobs", "old_values", "entropy"))
+    columns = "old_logprobs", "ref_logprobs", "old_values", "entropy"
+    logprobs, ref, values, entropies = (_padded(rows, k) for k in columns)
     kl, beta = kl_k1(logprobs, ref), self.kl_control.beta
     advantages, returns = gae(token_rewards(scores.to(kl.dtype), kl, mask, beta), values, mask, args.gamma, args.lam)
-    logs = self.summary(rows) | {"score": scores.mean().item(), "beta": beta, "kl": kl.where(mask, 0).sum(1).mean().item(),
-        "kl_k3": kl_k3(logprobs, ref).where(mask, 0).sum(1).mean().item(), "entropy": masked_mean(entropies, mask).item(),
+    logs = self.summary(rows) | {
+        "score": scores.mean().item(), "beta": beta, "kl": kl.where(mask, 0).sum(1).mean().item(),
+        "kl_k3": kl_k3(logprobs, ref).where(mask, 0).sum(1).mean().item(),
+        "entropy": masked_mean(entropies, mask).item(),
         "explained_variance": explained_variance(values, returns, mask).item(), "tokens": int(n.sum())}
     if args.whiten_advantages: advantages = masked_whiten(advantages, mask)
     for row, a, r, k in zip(rows, advantages, returns, n): row |= {"advantages": a[:k], "returns": r[:k]}
@@ -417,7 +441,8 @@ def compute_advantages(self: PPOTrainer, rows) -> dict:
 def summary(self: PPOTrainer, rows) -> dict:
     "What can be said of rows that are written and judged"
     raw, n = np.array([r["raw"] for r in rows]), np.array([len(r["completion_ids"]) for r in rows])
-    logs = {"reward": raw.mean(), "reward_sd": raw.std(), "length": n.mean(), "finished": np.mean([r["finished"] for r in rows])}
+    logs = {"reward": raw.mean(), "reward_sd": raw.std(), "length": n.mean(),
+            "finished": np.mean([r["finished"] for r in rows])}
     if len(self.reward_funcs) > 1:
         logs |= {f"reward/{f.__name__}": np.mean([r["each"][i] for r in rows]) for i, f in enumerate(self.reward_funcs)
                  if rows[0]["each"][i] is not None}
@@ -451,11 +476,13 @@ def rollout(self: PPOTrainer, index: int) -> list[dict]:
     written = time.perf_counter()
     rows = self.compute_rewards(rows, rollout=True)
     judged = time.perf_counter()
-    batches = [b for m in self.minibatches(rows, index, 0) for b in self.micro_batches(m)]  # as the first updates see them
+    # as the first updates see them
+    batches = [b for m in self.minibatches(rows, index, 0) for b in self.micro_batches(m)]
     for b in batches: self.compute_logprobs([rows[i] for i in b])
     for row in gather_object([rows[i] for b in batches for i in b]): rows[row["row"]] = row
     trim_memory()
-    self.rollout_logs = {"rollout": index + 1} | self.compute_advantages(rows) | {"seconds_writing": written - self.started,
+    self.rollout_logs = {"rollout": index + 1} | self.compute_advantages(rows) | {
+        "seconds_writing": written - self.started,
         "seconds_judging": judged - written, "seconds_measuring": time.perf_counter() - judged}
     return rows
 
@@ -467,7 +494,8 @@ def get_batch_samples(self: PPOTrainer, epoch_iterator, num_batches, device):
     index, update = divmod(self.state.global_step, args.updates)
     if update == 0:
         if args.sample_rollouts and index % args.sample_rollouts == 0: self.write_samples(index)
-        self.rows, self.sums, self.stopped, self.made, self.learning = self.rollout(index), torch.zeros(5, dtype=torch.float64), False, 0, 0.0
+        self.rows, self.sums = self.rollout(index), torch.zeros(5, dtype=torch.float64)
+        self.stopped, self.made, self.learning = False, 0, 0.0
     elif args.update_kl_stop is not None and not self.stopped:
         moved, tokens = self.accelerator.reduce((self.sums - self.before)[-2:].to(device), "sum").tolist()
         self.stopped = moved/tokens > args.update_kl_stop
@@ -494,7 +522,8 @@ def compute_loss(self: PPOTrainer, model, inputs, return_outputs=False, num_item
     policy, clipped = policy_loss(logprobs, inputs["old_logprobs"], inputs["advantages"], args.cliprange)
     value = value_loss(values, inputs["old_values"], inputs["returns"], args.cliprange_value)
     moved = kl_k3(inputs["old_logprobs"], logprobs)  # how far this update has gone from the sampling policy
-    self.sums += torch.stack([p.detach().sum().double() for p in (policy, value, clipped, moved, torch.ones_like(policy))]).cpu()
+    parts = policy, value, clipped, moved, torch.ones_like(policy)
+    self.sums += torch.stack([p.detach().sum().double() for p in parts]).cpu()
     loss = policy + args.vf_coef*value - args.entropy_coef*entropies
     loss = loss.sum()*args.world_size/num_items_in_batch
     return (loss, {}) if return_outputs else loss
@@ -503,7 +532,8 @@ def compute_loss(self: PPOTrainer, model, inputs, return_outputs=False, num_item
 def create_optimizer(self: PPOTrainer, model=None):
     "The trainer's own optimiser, with another learning rate for the value head if `value_learning_rate` says so"
     made, rate = self.optimizer is None, self.args.value_learning_rate
-    optimizer, head = super(PPOTrainer, self).create_optimizer(model), {id(p) for p in self.policy.value_head.parameters()}
+    optimizer = super(PPOTrainer, self).create_optimizer(model)
+    head = {id(p) for p in self.policy.value_head.parameters()}
     for group in list(optimizer.param_groups) if made and rate is not None else ():
         mine = [p for p in group["params"] if id(p) in head]
         group["params"] = [p for p in group["params"] if id(p) not in head]
@@ -517,7 +547,8 @@ def log(self: PPOTrainer, logs, start_time=None):
     ours = "loss" in logs and bool(self.rollout_logs)
     if ours:
         *sums, n = self.accelerator.reduce(self.sums.to(self.args.device), "sum").tolist()
-        logs |= self.rollout_logs | dict(zip(("policy_loss", "value_loss", "clip_fraction", "update_kl"), (s/n for s in sums)))
+        names = "policy_loss", "value_loss", "clip_fraction", "update_kl"
+        logs |= self.rollout_logs | dict(zip(names, (s/n for s in sums)))
         logs |= {"updates": self.made, "seconds_learning": self.learning, "seconds": time.perf_counter() - self.started}
         logs["tokens_per_second"] = logs["tokens"]/logs["seconds"]
     super(PPOTrainer, self).log(logs, start_time)
@@ -530,7 +561,8 @@ def log(self: PPOTrainer, logs, start_time=None):
             out.writerows(history if fresh else history[-1:])
         self.csv_open = True
     if ours and self.args.kl_stop is not None and logs["kl"] > self.args.kl_stop:
-        warnings.warn(f"rollout {logs['rollout']}: the policy is {logs['kl']:.2f} nats a completion from the reference, further than "
+        warnings.warn(f"rollout {logs['rollout']}: the policy is {logs['kl']:.2f} nats a completion from the "
+                      "reference, further than "
                       f"kl_stop={self.args.kl_stop}: training ends here", stacklevel=2)
         self.control.should_training_stop = True
 
@@ -540,7 +572,8 @@ def write_samples(self: PPOTrainer, rollout: int):
     dataset = self.eval_dataset if self.eval_dataset is not None else self.train_dataset
     numbers = (self.prompts if dataset is self.train_dataset else self.fitting(dataset))[:self.args.num_samples]
     self.model.eval()
-    rows = self.compute_rewards(self.generate([self.make_row(dataset, i) | {"row": r} for r, i in enumerate(numbers)], (SAMPLES, 0)))
+    rows = [self.make_row(dataset, i) | {"row": r} for r, i in enumerate(numbers)]
+    rows = self.compute_rewards(self.generate(rows, (SAMPLES, 0)))
     if not self.is_world_process_zero(): return
     path = Path(self.args.output_dir)/"samples.jsonl"
     old = path.read_text(encoding="utf-8").splitlines() if path.exists() and rollout else []
@@ -570,7 +603,8 @@ def _save(self: PPOTrainer, output_dir=None, state_dict=None):
     "The critic's learnt weights go into a file of their own; what is left is the policy"
     if state_dict is None: state_dict = self.accelerator.unwrap_model(self.model).state_dict()
     learnt = {n for n, p in self.policy.value_head.named_parameters() if p.requires_grad}
-    critic = {k.split("value_head.", 1)[1]: v.detach().cpu().contiguous() for k, v in state_dict.items() if "value_head." in k}
+    critic = {k.split("value_head.", 1)[1]: v.detach().cpu().contiguous()
+              for k, v in state_dict.items() if "value_head." in k}
     folder = Path(output_dir or self.args.output_dir)
     if self.args.should_save:
         folder.mkdir(parents=True, exist_ok=True)
@@ -601,7 +635,8 @@ def restore(self: PPOTrainer, folder):
     critic = load_file(Path(folder)/"value_head.safetensors")
     wanted = {k for k, v in self.policy.value_head.named_parameters() if v.requires_grad}
     if set(critic) != wanted:
-        raise PPOError(f"the critic in {folder} is of another kind: a resume needs the value_model that the run began with.")
+        raise PPOError(f"the critic in {folder} is of another kind: a resume needs the value_model that the run "
+                       "began with.")
     self.policy.value_head.load_state_dict(critic, strict=False)
 
 @patch
@@ -634,7 +669,8 @@ def evaluate(self: PPOTrainer, eval_dataset=None, ignore_keys=None, metric_key_p
     for i in range(0, len(rows), size): self.compute_logprobs(rows[i:i + size])
     rows = sorted(gather_object(rows), key=lambda r: r["row"])
     kl = [kl_k1(r["old_logprobs"], r["ref_logprobs"]).sum().item() for r in rows]
-    metrics = self.summary(rows) | {"kl": float(np.mean(kl)), "entropy": torch.cat([r["entropy"] for r in rows]).mean().item()}
+    entropy = torch.cat([r["entropy"] for r in rows]).mean().item()
+    metrics = self.summary(rows) | {"kl": float(np.mean(kl)), "entropy": entropy}
     if self.compute_metrics is not None:
         metrics |= self.compute_metrics(EvalPrediction(predictions=[r["completion"] for r in rows],
             label_ids=np.array([r["raw"] for r in rows]), inputs=[r["prompt"] for r in rows]))

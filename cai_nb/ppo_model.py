@@ -34,7 +34,7 @@ class ValueHead(nn.Module):
 
 # %% ../nbs/08a_ppo_model.ipynb #12daedc6
 def count_frozen_layers(model) -> int:
-    "How many layers, counted from below, have nothing to train; 0 where the layers are not the only parts with parameters to train"
+    "How many layers, counted from below, have nothing to train; 0 where other parts than layers are trained"
     decoder = model.get_decoder()
     if any(p.requires_grad for name, part in decoder.named_children() if name != "layers" for p in part.parameters()):
         return 0
@@ -42,18 +42,20 @@ def count_frozen_layers(model) -> int:
     return next((k for k, layer in enumerate(layers) if any(p.requires_grad for p in layer.parameters())), 0)
 
 def policy_outputs(model, *, input_ids, completion_mask, temperature=1.0, want_entropy=False, want_values=True, **_):
-    "Log-probabilities, values and entropies `(N,)` of the completions' tokens: the ids where `completion_mask` `(B, L)` is True"
+    "Log-probabilities, values and entropies `(N,)` of the completions' tokens, which `completion_mask` `(B, L)` marks"
     following = completion_mask[:, 1:]
     # Padding is on the right, where a causal model never looks: no attention mask is needed.
     hidden, targets = trunk_states(model, input_ids)[:, :-1][following], input_ids[:, 1:][following]
-    logprobs, entropies = selective_logprobs(output_head(model), hidden, targets, temperature, entropy if want_entropy else None)
+    logprobs, entropies = selective_logprobs(output_head(model), hidden, targets, temperature,
+                                             entropy if want_entropy else None)
     return logprobs, model.value_head(hidden, input_ids, following) if want_values else None, entropies
 
 # %% ../nbs/08a_ppo_model.ipynb #3b57a24f
 def set_critic(model, critic):
     "Hang a critic on the policy, and keep it out of what `save_pretrained` writes; in place"
     model.value_head = critic
-    model._keys_to_ignore_on_save = {*(model._keys_to_ignore_on_save or ()), *(f"value_head.{n}" for n in critic.state_dict())}
+    model._keys_to_ignore_on_save = {*(model._keys_to_ignore_on_save or ()),
+                                     *(f"value_head.{n}" for n in critic.state_dict())}
 
 def attach_value_head(model: PreTrainedModel) -> PreTrainedModel:
     "Give a causal language model a value head and the second way through `forward`; in place"
@@ -92,15 +94,18 @@ class ValueModel(nn.Module):
               peft_config=None): # train an adapter named `critic`; None: train everything
         "A value model that begins with a preference model's trunk and opinion"
         if isinstance(source, (str, Path)) and (Path(source)/"preference.json").exists():
-            raise PPOError(f"{source} is a preference model's folder: give the model itself, value_model=PreferenceModel.load({str(source)!r}).")
+            raise PPOError(f"{source} is a preference model's folder: give the model itself, "
+                           f"value_model=PreferenceModel.load({str(source)!r}).")
         elif isinstance(source, (str, Path)): source = load_classifier(source)
         model = source if isinstance(source, nn.Module) else source.model
         if not hasattr(model, "score"):
-            raise PPOError(f"a value model starts from a sequence-classification model with a head named `score`, not from a "
-                           f"{type(model).__name__}; without value_model the critic is a head on the policy's trunk.")
+            raise PPOError("a value model starts from a sequence-classification model with a head named `score`, not "
+                           f"from a {type(model).__name__}; without value_model the critic is a head on the policy's "
+                           "trunk.")
         trunk, score = deepcopy(getattr(model, model.base_model_prefix)), model.score.weight.detach().float()
-        if trunk.get_input_embeddings().num_embeddings != vocabulary:
-            raise PPOError(f"the value model knows {trunk.get_input_embeddings().num_embeddings} tokens, the policy {vocabulary}: "
+        known = trunk.get_input_embeddings().num_embeddings
+        if known != vocabulary:
+            raise PPOError(f"the value model knows {known} tokens, the policy {vocabulary}: "
                            "it reads the policy's tokens and needs the same tokenizer. Leave value_model out instead.")
         mean, std = (torch.as_tensor(np.atleast_1d(getattr(source, k, d)).copy(), dtype=torch.float32)
                      for k, d in (("mean", 0.0), ("std", 1.0)))
@@ -111,7 +116,8 @@ class ValueModel(nn.Module):
         from peft import inject_adapter_in_model
         settings = deepcopy(peft_config)
         if settings.target_modules == "all-linear":  # PEFT would want to know the model's class
-            settings.target_modules = {n.rsplit(".", 1)[-1] for n, m in trunk.named_modules() if isinstance(m, nn.Linear)}
+            settings.target_modules = {n.rsplit(".", 1)[-1] for n, m in trunk.named_modules()
+                                       if isinstance(m, nn.Linear)}
         critic = inject_adapter_in_model(settings, cls(trunk, head), adapter_name="critic")
         head.requires_grad_(True)
         return critic
@@ -123,7 +129,7 @@ def _adapted(model):
     return [m for name, m in model.named_modules() if isinstance(m, BaseTunerLayer) and "value_head." not in name]
 
 @contextmanager
-def merged_adapter(model):  # with LoRA layers somewhere inside; left as it is where there are none or their weights are not float32
+def merged_adapter(model):  # left as it is where there are no LoRA layers or their weights are not float32
     "Adapters folded into the weights: W + BA in place of two products. The weights come back to the last bit"
     layers = _adapted(model)
     weights = [m.get_base_layer().weight for m in layers]
@@ -141,8 +147,8 @@ def merged_adapter(model):  # with LoRA layers somewhere inside; left as it is w
 def sample_continuous(model, prompts, seed: int, max_new_tokens: int, stops, pad: int, temperature: float = 1.0):
     "The same by transformers' continuous batching: no padding, and no waiting for the longest; list of lists of ids"
     from transformers.generation import ContinuousBatchingConfig
-    settings = GenerationConfig(max_new_tokens=max_new_tokens, do_sample=True, temperature=temperature, top_k=0, top_p=1.0,
-                                eos_token_id=list(stops), pad_token_id=pad)
+    settings = GenerationConfig(max_new_tokens=max_new_tokens, do_sample=True, temperature=temperature,
+                                top_k=0, top_p=1.0, eos_token_id=list(stops), pad_token_id=pad)
     share = ContinuousBatchingConfig(max_memory_percent=0.3)  # of what is free: the training needs some as well
     kept, model.generation_config = model.generation_config, GenerationConfig()
     heard = logging.getLogger("transformers.generation.continuous_batching")
@@ -157,22 +163,25 @@ def sample_continuous(model, prompts, seed: int, max_new_tokens: int, stops, pad
         heard.setLevel(level)
     rows = [list(out[k].generated_tokens) for k in sorted(out, key=lambda k: int(k.rsplit("_", 1)[-1]))]
     if len(rows) != len(prompts) or not all(rows):
-        raise PPOError(f"continuous batching gave {sum(map(bool, rows))} answers to {len(prompts)} prompts (its cache is too small, or "
-                       "the model's attention does not suit it); use sampler='generate'.")
+        raise PPOError(f"continuous batching gave {sum(map(bool, rows))} answers to {len(prompts)} prompts "
+                       "(its cache is too small, or the model's attention does not suit it); use sampler='generate'.")
     ends = [next((t + 1 for t, token in enumerate(row) if token in stops), len(row)) for row in rows]
     return [row[:end] for row, end in zip(rows, ends)]
 
 class VLLMSampler:
     "Answers by vLLM in the same process (TRL's `VLLMGeneration`), with the policy's weights pushed before each rollout"
-    def __init__(self, trainer, **settings):  # settings of `VLLMGeneration`: mode, gpu_memory_utilization, server_base_url …
+    # settings of `VLLMGeneration`: mode, gpu_memory_utilization, server_base_url …
+    def __init__(self, trainer, **settings):
         from importlib.util import find_spec
         if find_spec("vllm") is None:
-            raise PPOError("sampler='vllm' needs vLLM, which is not installed: pip install vllm, or use sampler='generate'.")
+            raise PPOError("sampler='vllm' needs vLLM, which is not installed: pip install vllm, "
+                           "or use sampler='generate'.")
         from trl.generation.vllm_generation import VLLMGeneration
         args = trainer.args
-        self.engine = VLLMGeneration(trainer.model_wrapped, trainer.accelerator, trainer.processing_class, temperature=args.temperature,
-                                     max_completion_length=args.max_completion_length, generation_kwargs={"stop_token_ids": trainer.stops},
-                                     **{"gpu_memory_utilization": 0.3} | settings)
+        self.engine = VLLMGeneration(
+            trainer.model_wrapped, trainer.accelerator, trainer.processing_class, temperature=args.temperature,
+            max_completion_length=args.max_completion_length, generation_kwargs={"stop_token_ids": trainer.stops},
+            **{"gpu_memory_utilization": 0.3} | settings)
         self.step = None
 
     def sample(self, prompts, step: int):
@@ -189,7 +198,7 @@ def no_dropout(model):
     return model
 
 def stop_ids(model, tokenizer) -> list[int]:
-    "Every id that ends a completion: the chat template's end of turn, the tokenizer's end token, those of the generation settings"
+    "Every id that ends a completion: of the chat template, of the tokenizer, and of the generation settings"
     ids = stop_token_ids(tokenizer, model.generation_config)
     if not ids: raise PPOError("neither tokenizer nor generation settings name an end token; set tokenizer.eos_token.")
     return ids
@@ -199,7 +208,7 @@ def prepare_policy(
     model,             # a name, a causal language model, a PEFT model, or our `LanguageModel`
     tokenizer=None,    # of the policy; None: the one that came with it
     peft_config=None,  # a PEFT configuration: train a fresh adapter; None: train everything
-    value_model=None,  # what a critic of its own starts from, see `ValueModel.start`; None: a head on the policy's trunk
+    value_model=None,  # what a separate critic starts from, see `ValueModel.start`; None: a head on the policy's trunk
 ):                     # the model to train, the causal LM inside it, the tokenizer
     "Value head on the trunk, then the adapter around it"
     if isinstance(model, (str, Path)):
@@ -210,8 +219,8 @@ def prepare_policy(
     if tokenizer is None: raise PPOError("PPOTrainer needs processing_class: the tokenizer of the policy.")
     if hasattr(model, "merge_and_unload"):  # a PeftModel, for instance with SL-CAI's adapter
         if peft_config is None:
-            raise PPOError("the policy is a PEFT model without peft_config: with its adapter off the reference would be the "
-                           "model before SL-CAI. Pass peft_config: the adapter is merged, and a fresh one learns.")
+            raise PPOError("the policy is a PEFT model without peft_config: with its adapter off the reference would "
+                           "be the model before SL-CAI. Pass peft_config: the adapter is merged, a fresh one learns.")
         model = model.merge_and_unload()
     if peft_config is None and any(p.dtype in (torch.bfloat16, torch.float16) for p in model.parameters()):
         raise PPOError("full training in 16 bits loses updates as small as PPO's: load the model in float32 (bf16=True "
@@ -222,7 +231,9 @@ def prepare_policy(
         from peft import get_peft_model
         model = get_peft_model(policy, deepcopy(peft_config))  # PEFT writes into what it is given
     if value_model is None: policy.value_head.requires_grad_(True)
-    else: set_critic(policy, ValueModel.start(value_model, policy.get_input_embeddings().num_embeddings, peft_config).to(policy.device))
+    else:
+        critic = ValueModel.start(value_model, policy.get_input_embeddings().num_embeddings, peft_config)
+        set_critic(policy, critic.to(policy.device))
     return no_dropout(model), policy, tokenizer
 
 # %% ../nbs/08a_ppo_model.ipynb #a8f08e12
@@ -238,7 +249,8 @@ def unsharded(model, device):  # laid out by FSDP, version 2
     "Inside, every process holds all weights and writes at its own pace"
     from torch.distributed.fsdp import FSDPModule
     parts = [m for m in model.modules() if isinstance(m, FSDPModule)]
-    with torch.no_grad(): model(input_ids=torch.zeros(1, 2, dtype=torch.long, device=device))  # its first pass tells FSDP which module is the outermost
+    with torch.no_grad():  # its first pass tells FSDP which module is the outermost
+        model(input_ids=torch.zeros(1, 2, dtype=torch.long, device=device))
     try:
         model.set_reshard_after_forward(False)
         for m in parts: m.unshard()
@@ -251,7 +263,8 @@ def gathered(model, accelerator, policy):
     "A context in which the policy writes: put together where it is sharded, folded where it is not"
     sharded = getattr(accelerator.state, "fsdp_plugin", None)
     if sharded is not None and sharded.fsdp_version != 2:
-        raise PPOError("PPO writes while the policy is sharded by FSDP's version 2 alone: set fsdp_version: 2 in accelerate's configuration.")
+        raise PPOError("PPO generates from a sharded policy under FSDP's version 2 only: "
+                       "set fsdp_version: 2 in accelerate's configuration.")
     if sharded is not None: return unsharded(model, accelerator.device)
     if getattr(accelerator.state, "deepspeed_plugin", None) is None: return merged_adapter(policy)
     from trl.models.utils import unwrap_model_for_generation

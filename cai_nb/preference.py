@@ -45,7 +45,7 @@ def _last_scores(model, input_ids, attention_mask, **_):
     return SequenceClassifierOutputWithPast(logits=scores[torch.arange(len(last), device=last.device), last])
 
 def add_score_forward(model):
-    "Let a classifier's `forward` give scores by way of `trunk_states` when it is asked with `last_scores=True`; in place"
+    "Let a classifier's `forward` give scores by way of `trunk_states` when called with `last_scores=True`; in place"
     extend_forward(model.get_base_model() if hasattr(model, "get_base_model") else model, "last_scores", _last_scores)
 
 class SoftRewardTrainer(RewardTrainer):

@@ -152,7 +152,9 @@ def finetune(model_name: str,     # default, folder or hub id
     s, dtype = settings, None if settings.lora_rank else "float32"
     model, tokenizer, ident = load_pretrained(model_name, adapter=adapter, dtype=dtype)
     rows, dropped = training_rows(examples, tokenizer, s.max_length)
-    lora = lora_config(model, s.lora_rank, s.lora_layer_fraction, alpha_ratio=s.lora_alpha_ratio) if s.lora_rank else None
+    lora = None
+    if s.lora_rank:
+        lora = lora_config(model, s.lora_rank, s.lora_layer_fraction, alpha_ratio=s.lora_alpha_ratio)
     if s.four_bit:
         in_four_bits(model)
     args = _sft_config(model, len(rows), out, s)

@@ -273,7 +273,8 @@ def refusal_shares(answers): return _shares(answers, lambda r, e: r and not e, l
 
 # %% ../../nbs/13d_answers_outcome.ipynb #30ad8175
 _ENDINGS = ["Soak it overnight. Shall I say how?", "Why does it rust? Because of the salt.",
-            "I can look that up. (“Shall I?”)", "It is north of here.\n", "What would you like to know?\n", "Ask him: “Is it yours?” Then wait.",
+            "I can look that up. (“Shall I?”)", "It is north of here.\n", "What would you like to know?\n",
+            "Ask him: “Is it yours?” Then wait.",
             "That depends (does it matter?) on the season.", "Is it broken? "]
 
 def _asking_inputs(rng): return [_ENDINGS[i] for i in [*rng.permutation(8)[:4], 1, 2, 4]],
@@ -500,7 +501,8 @@ def _overrides(assignments, read): return {(p := a.partition("="))[0]: read(p[0]
         lambda given, kinds: _overrides(
             given, lambda k, t: t == "true" if kinds[k] is bool else kinds[k](t.split("=")[0])),
     "all values are still text": lambda given, kinds: _overrides(given, lambda k, t: t)})
-def typed_overrides(assignments, kinds): return _overrides(assignments, lambda k, t: t == "true" if kinds[k] is bool else kinds[k](t))
+def typed_overrides(assignments, kinds):
+    return _overrides(assignments, lambda k, t: t == "true" if kinds[k] is bool else kinds[k](t))
 
 # %% ../../nbs/13d_answers_outcome.ipynb #355a2501
 def _flops_inputs(rng):
@@ -592,7 +594,8 @@ def escape_once(parts): return str(_joined(parts, escape, Html))
 # %% ../../nbs/13d_answers_outcome.ipynb #531837e6
 def _hostile_inputs(rng):
     bits = ["\x1b[31mred", "\u202etxet", "half \ud83d", "two\nlines", "a\ttab", "naïve Ελλάς", "end\r\nof line",
-            "\u2066odd", "\x85next", "old\rnew", "\x00\x0b\x7f", "pair \U0001f469\u200d\U0001f4bb", "low \udc80", "so\xa0wide"]
+            "\u2066odd", "\x85next", "old\rnew", "\x00\x0b\x7f", "pair \U0001f469\u200d\U0001f4bb",
+            "low \udc80", "so\xa0wide"]
     return " ".join(bits[i] for i in rng.permutation(len(bits))),
 
 def _without(pattern): return lambda text: re.sub(pattern, "\ufffd", text.replace("\r\n", "\n"))

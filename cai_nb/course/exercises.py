@@ -138,7 +138,8 @@ def check(name: str,         # of the exercise, as in its notebook
             return Verdict(False, f"{name}: {sentence}.", sentence)
     i = wrong[0]
     where, want, mine = _first_difference(wants[i], got[i][0], ex.tolerance)
-    return Verdict(False, f"{name}: for {_brief(cases[i])} the answer{where} is {_brief(want)}, and yours is {_brief(mine)}.")
+    return Verdict(False, f"{name}: for {_brief(cases[i])} the answer{where} is {_brief(want)}, "
+                          f"and yours is {_brief(mine)}.")
 
 def _first_difference(want, mine, tolerance):
     "(where, right, given): the first item that differs in two long lists of one length, or the whole"
@@ -220,7 +221,8 @@ _SOLUTION = re.compile(r"<details><summary>Solution</summary>.*?</details>\n*", 
 def _unlinked(cell):
     "A worksheet may be in any folder, without the chapters: links to them become their names"
     if cell["cell_type"] != "markdown": return cell
-    return cell | {"source": re.sub(r"\[[^\]]*\]\((\d\w*)\.ipynb\)", r"notebook `\1`", "".join(cell["source"])).splitlines(True)}
+    text = re.sub(r"\[[^\]]*\]\((\d\w*)\.ipynb\)", r"notebook `\1`", "".join(cell["source"]))
+    return cell | {"source": text.splitlines(True)}
 
 def _clean(cell):
     return cell | ({"outputs": [], "execution_count": None} if cell["cell_type"] == "code" else {})
