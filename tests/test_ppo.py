@@ -319,15 +319,15 @@ def test_frozen_layers_are_computed_once_for_each_batch_and_nothing_changes(tmp_
         one = trainer(tmp_path/str(plain), model=model, peft_config=lora_config(model, 4, 1/3), num_ppo_epochs=epochs)
         asked, layers = [0, 0], one.policy.base_model.layers
         for which in (0, 2):
-            layers[which].register_forward_pre_hook(lambda m, args, k=which // 2: asked.__setitem__(k, asked[k] + (args[0].shape[1] > 1 and m.training)))
+            def count(m, args, k=which // 2): asked[k] += args[0].shape[1] > 1 and m.training
+            layers[which].register_forward_pre_hook(count)
         one.model.eval()  # what is tried before the training is not counted
         one.train()
         return one, asked
     (ours, few), (theirs, every) = run(False), run(True)
     assert ppo_model.count_frozen_layers(ours.policy) == 2 and len(ours.policy.base_model.layers) == 3
-    tried = [1, 2]  # before training: two passes over four tokens show that the cut changes nothing, the second from the cache
-    assert few[1] - tried[1] == every[0] == every[1] > 0
-    assert few[0] - tried[0] == every[0]*(epochs - 1)//epochs  # what was measured is not computed again in the first epoch
+    assert few[1] == every[0] == every[1] > 0
+    assert few[0] == every[0]*(epochs - 1)//epochs  # what was measured is not computed again in the first epoch
     assert farthest(parameters(ours), parameters(theirs)) < 1e-5
     assert [r["completion_ids"] for r in ours.rows] == [r["completion_ids"] for r in theirs.rows]
     assert ours.frozen is None and not hasattr(ours.policy, "frozen_cache")
