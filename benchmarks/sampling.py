@@ -24,14 +24,7 @@ class Listening:
 
     def __init__(self, lm, calls):
         self.lm, self.calls, self.id = lm, calls, lm.id
-
-    @property
-    def memory(self):  # so that `prefix_caching` reaches the model itself
-        return self.lm.memory
-
-    @memory.setter
-    def memory(self, memory):
-        self.lm.memory = memory
+        self.model = lm.model  # so that `prefix_caching` reaches it
 
     def sample(self, prompts, **settings):
         start = time.perf_counter()
