@@ -1607,6 +1607,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'cai_nb.stats': { 'cai_nb.stats.Interval': ('stats.html#interval', 'cai_nb/stats.py'),
                               'cai_nb.stats.Interval.__str__': ('stats.html#interval.__str__', 'cai_nb/stats.py'),
                               'cai_nb.stats.StatsError': ('stats.html#statserror', 'cai_nb/stats.py'),
+                              'cai_nb.stats._group_numbers': ('stats.html#_group_numbers', 'cai_nb/stats.py'),
                               'cai_nb.stats._tail': ('stats.html#_tail', 'cai_nb/stats.py'),
                               'cai_nb.stats.accuracy': ('stats.html#accuracy', 'cai_nb/stats.py'),
                               'cai_nb.stats.bootstrap': ('stats.html#bootstrap', 'cai_nb/stats.py'),
