@@ -217,9 +217,9 @@ def near_identical(
     responses,  # texts of one model
     groups=None,  # the prompt of each (any hashable); default: each its own
 ):  # bool array
-    "Which responses are near-identical (see `similarity` in 01) to a response to another prompt."
+    "Which responses are near-identical (a similarity of 0.7 or more, see 01a) to a response to another prompt."
     groups = _check_groups(responses, groups)
-    equal = defaultdict(list)  # of equal texts `near_duplicates` pairs each with the first only, so it gets one
+    equal = defaultdict(list)  # `near_duplicates` gets each text once: it pairs equal ones with the first only
     for i, response in enumerate(responses):
         equal[" ".join(words(response))].append(i)
     same = list(equal.values())
