@@ -43,28 +43,19 @@ def calibration_bins(
     p = np.asarray(p, float)
     labels = np.ones(len(p)) if labels is None else np.asarray(labels, float)
     confidence = np.maximum(p, 1 - p)
-    right = np.where(p > 0.5, labels, 1 - labels)
-    right[p == 0.5] = 0.5
+    right = np.select([p > 0.5, p < 0.5], [labels, 1 - labels], 0.5)
     index = np.minimum(((confidence - 0.5) * 2 * bins).astype(int), bins - 1)
-    points = []
-    for b in range(bins):
-        mine = index == b
-        if mine.any():
-            points.append((float(confidence[mine].mean()), float(right[mine].mean()), int(mine.sum())))
-    return points
+    members = [index == b for b in np.unique(index)]
+    return [(float(confidence[m].mean()), float(right[m].mean()), int(m.sum())) for m in members]
 
-
-def calibration_error(
-    points,  # what `calibration_bins` gives
-) -> float:  # 0 to 1; 0 is perfect
-    "The mean gap between confidence and truth, each bin weighted by its count."
+def calibration_error(points) -> float:
+    "The mean gap between confidence and truth over the bins of `calibration_bins`, weighted by count; 0 is perfect."
     return float(sum(n * abs(claimed - right) for claimed, right, n in points) / sum(n for *_, n in points))
 
 # %% ../nbs/05a_stats.ipynb #dfc19b88
 def accuracy(
     p,  # (N,) P(the better one is better), or P(first is better) together with y
     y=None,  # (N,) truth: is the first one better?
-    bins: int = 5,  # of the calibration error
 ) -> dict:  # accuracy, low, high (95 %), n, calibration_error, cross_entropy (nats)
     "How good labels are; p = 0.5 counts as half right."
     p = np.asarray(p, float)
@@ -74,20 +65,13 @@ def accuracy(
         p = np.where(np.asarray(y).astype(bool), p, 1 - p)
     right = float(np.where(p == 0.5, 0.5, p > 0.5).sum())
     low, high = wilson(right, len(p))
-    return {
-        "accuracy": right / len(p),
-        "low": low,
-        "high": high,
-        "n": len(p),
-        "calibration_error": calibration_error(calibration_bins(p, bins=bins)),
-        "cross_entropy": float(-np.log(np.clip(p, 1e-6, 1)).mean()),
-    }
+    return {"accuracy": right / len(p), "low": low, "high": high, "n": len(p),
+            "calibration_error": calibration_error(calibration_bins(p)),
+            "cross_entropy": float(-np.log(np.clip(p, 1e-6, 1)).mean())}
 
 # %% ../nbs/05a_stats.ipynb #3c85cb2a
-def fit_temperature(
-    margins,  # (N,) positive where the answer was right, in any unit
-) -> float:  # the scale a ≥ 0, one over the temperature
-    "The scale for which σ(a · margin) is best calibrated."
+def fit_temperature(margins) -> float:  # (N,) numbers in any unit, positive where the answer was right
+    "The scale a ≥ 0 (one over the temperature) for which σ(a · margin) is best calibrated."
     from scipy.optimize import minimize_scalar
 
     margins = np.asarray(margins, float)
@@ -119,6 +103,9 @@ def _tail(k):
     freedom = max(k - 1, 1)
     return float(ndtr(stdtrit(freedom, 0.025) * math.sqrt(k / freedom)))
 
+def _group_numbers(groups, n):
+    "The group of each of n values as a number from 0; without groups each value is its own."
+    return np.arange(n) if groups is None else np.unique([str(g) for g in groups], return_inverse=True)[1]
 
 def bootstrap(
     values,  # (N,) numbers: True and False, probabilities, lengths …
@@ -132,13 +119,12 @@ def bootstrap(
         raise StatsError(f"{len(values)} values and {len(groups)} groups: name the prompt of each value.")
     if not len(values):
         return Interval(math.nan, math.nan, math.nan, 0)
-    names = np.arange(len(values)) if groups is None else [str(g) for g in groups]
-    index = np.unique(names, return_inverse=True)[1]
+    index = _group_numbers(groups, len(values))
     sums, sizes = np.bincount(index, values), np.bincount(index)
     k, mean = len(sums), float(values.mean())
     if mean in (0.0, 1.0) and np.isin(values, (0.0, 1.0)).all():  # every draw would be the same
         slack = 1 - 0.025 ** (1 / k)
-        return Interval(0.0, 0.0, slack, k) if mean == 0 else Interval(1.0, 1 - slack, 1.0, k)
+        return Interval(mean, max(0.0, mean - slack), min(1.0, mean + slack), k)
     draws = np.random.default_rng(seed).integers(0, k, (n, k))
     means = sums[draws].sum(1) / sizes[draws].sum(1)
     low, high = np.quantile(means, (_tail(k), 1 - _tail(k)))
@@ -146,11 +132,8 @@ def bootstrap(
 
 # %% ../nbs/05a_stats.ipynb #795136b1
 def paired_difference(
-    a,  # (N,) values of one model
-    b,  # (N,) values of the other on the same prompts, in the same order
-    groups=None,  # as in `bootstrap`, and so are n and seed
-    n: int = 2000,
-    seed: int = 0,
+    a, b,  # (N,) values of two models on the same prompts, in the same order
+    groups=None, n: int = 2000, seed: int = 0,  # as in `bootstrap`
 ) -> Interval:  # of mean(a) − mean(b)
     "The difference of two models, each prompt compared with itself."
     a, b = np.asarray(list(a), float), np.asarray(list(b), float)
@@ -168,10 +151,10 @@ def jackknife(
 ) -> Interval:
     "A 95 % interval for what is measured on a set as a whole; one prompt at a time is left out."
     items = list(items)
-    groups = [str(g) for g in groups] if groups is not None else list(range(len(items)))
-    names, mean = sorted(set(groups)), statistic(items)
-    if len(names) < 2:
-        return Interval(mean, mean, mean, len(names))
-    left = [statistic([x for x, g in zip(items, groups, strict=True) if g != name]) for name in names]
-    error = 1.96 * math.sqrt((len(names) - 1) * np.var(left))
-    return Interval(mean, mean - error, mean + error, len(names))
+    index, mean = _group_numbers(groups, len(items)), statistic(items)
+    k = len(set(index))
+    if k < 2:
+        return Interval(mean, mean, mean, k)
+    left = [statistic([x for x, i in zip(items, index, strict=True) if i != out]) for out in range(k)]
+    error = 1.96 * math.sqrt((k - 1) * np.var(left))
+    return Interval(mean, mean - error, mean + error, k)

@@ -1,4 +1,4 @@
-"""Every body of a model gives the same three verbs, and a server's bad days end in one line or not at all."""
+"""Every backend has the same three methods with the same results, and a server's bad days end in one line or not at all."""
 
 import http.server
 import json
@@ -109,8 +109,8 @@ def vllm(monkeypatch):
     monkeypatch.setitem(sys.modules, "vllm", types.SimpleNamespace(LLM=Engine, SamplingParams=SamplingParams))
 
 
-def same_verbs(other, model):
-    "The three verbs, held against transformers"
+def same_methods(other, model):
+    "The three methods, compared with transformers"
     assert other.sample(ASKED, 8, temperature=0) == model.sample(ASKED, 8, temperature=0)
     mine = other.option_logprobs(ASKED, ("A", "B"), prefix=["The answer is: (", "(", "So ("])
     np.testing.assert_allclose(mine, model.option_logprobs(ASKED, ("A", "B"), prefix=["The answer is: (", "(", "So ("]), atol=2e-5)
@@ -120,11 +120,11 @@ def same_verbs(other, model):
         assert s.logprob == pytest.approx(t.logprob, abs=1e-4)
 
 
-def test_vllm_gives_the_same_verbs_through_its_real_signatures(vllm, model, folder):
+def test_vllm_gives_the_same_results_through_its_real_signatures(vllm, model, folder):
     lm = open_model(folder, engine="vllm")
     assert lm.engine.given["enable_prefix_caching"] and lm.engine.given["trust_remote_code"] is False
-    same_verbs(lm, model)
-    assert lm.id == model.id  # records do not tell which body asked the same weights
+    same_methods(lm, model)
+    assert lm.id == model.id  # records do not tell which backend held the same weights
     keys = ["a", "b", "c"]  # a row's text belongs to its key, not to its place
     together = lm.sample(ASKED, 12, keys=keys)
     assert together == lm.sample(ASKED[::-1], 12, keys=keys[::-1])[::-1] == [lm.sample([a], 12, keys=[k])[0] for a, k in zip(ASKED, keys)]
@@ -285,7 +285,7 @@ def near(monkeypatch):
     monkeypatch.setattr(ServerModel, "_wait", lambda *a: None)
 
 
-def test_a_server_gives_the_same_verbs(server, model, folder):
+def test_a_server_gives_the_same_results(server, model, folder):
     lm = open_model(f"server:{server.url}#tiny?tokenizer={folder}")
     assert [c.text for c in lm.sample(ASKED, 8, temperature=0)] == [c.text for c in model.sample(ASKED, 8, temperature=0)]
     options = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"  # so many that some are among the likeliest twenty and some are not
@@ -355,8 +355,8 @@ def test_a_server_without_logprobs_is_named(model, monkeypatch, folder, near):
     server.http.shutdown()
 
 
-def test_the_stages_take_any_body(server, vllm, model, folder, tmp_path):
-    "Responses, critiques and revisions, labels in three ways, evaluation: greedy, so that all bodies say the same"
+def test_the_stages_take_any_backend(server, vllm, model, folder, tmp_path):
+    "Responses, critiques and revisions, labels in three ways, evaluation: greedy, so that all backends give the same"
     from cai_nb import feedback as fb
     from cai_nb.constitution import Constitution
     from cai_nb.responses import sample_responses

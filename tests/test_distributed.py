@@ -1,4 +1,4 @@
-"""Two processes do what one does: questions are dealt out, trainings entered together, a run goes on with fewer."""
+"""Two processes do what one does: work is scattered, trainings are collective calls, a run resumes with fewer."""
 
 import json
 import os
@@ -42,7 +42,7 @@ def start(n, *words, code=0):
     return done
 
 
-VERBS = """
+METHODS = """
 import pickle, sys
 from cai_nb.dialogue import assistant, user
 from cai_nb.distributed import lead, processes, share
@@ -76,13 +76,13 @@ sys.exit(lead(main))
 """
 
 
-def test_rows_are_dealt_out_and_come_back_in_order(folder, tmp_path):
+def test_rows_are_scattered_and_gathered_in_order(folder, tmp_path):
     import pickle
 
-    (tmp_path / "verbs.py").write_text(VERBS)
+    (tmp_path / "methods.py").write_text(METHODS)
     found = {}
     for n in (1, 2, 3):
-        start(n, tmp_path / "verbs.py", folder, tmp_path / f"{n}.pickle")
+        start(n, tmp_path / "methods.py", folder, tmp_path / f"{n}.pickle")
         size, found[n] = pickle.loads((tmp_path / f"{n}.pickle").read_bytes())
         assert size == n
     for n in (2, 3):
@@ -268,7 +268,7 @@ def test_a_batch_that_does_not_divide_is_named(folder, tmp_path):
 
 @pytest.mark.parametrize("name", ["one-gpu", "fsdp", "zero3"])
 def test_accelerate_reads_the_bundled_configurations(name):
-    "All keys known, and the launcher's own parser takes them with the command that stands in the file"
+    "All keys known, and the launcher's own parser takes them with the command that is in the file"
     from accelerate.commands.config.config_args import load_config_from_file
     from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 

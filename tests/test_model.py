@@ -1,4 +1,4 @@
-"""The three verbs: independent of neighbours, equal to the plain computation, clear about what they refuse."""
+"""The three methods: independent of neighbours, equal to the plain computation, clear about what they refuse."""
 
 import hashlib
 import zipfile

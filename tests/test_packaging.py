@@ -1,4 +1,4 @@
-"A wheel carries the modules and the data; requirements stand in one place, and every one of them is pinned."
+"A wheel carries the modules and the data; requirements are in one place, and every one of them is pinned."
 
 import ast
 import configparser

@@ -245,7 +245,7 @@ def test_both_sliders_move_picture_numbers_and_words():
     assert "“No. Here is why.”" in start
     assert len(re.findall(r'<svg [^>]*role="img"', start)) == 2 and len(re.findall(r"<title>[^<]{30,}</title>", start)) == 2
     ui.beta.value = ui.beta.base**ui.beta.max
-    assert "“Sure, here is how.”" in ui.out.value  # drift is dear: the reference's favourite stays
+    assert "“Sure, here is how.”" in ui.out.value  # the KL penalty is high: the reference's favourite stays
     ui.beta.value = ui.beta.base**ui.beta.min
     assert "“asdf asdf!!”" in ui.out.value
     ui.beta.value = 0.5

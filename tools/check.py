@@ -77,7 +77,7 @@ def check_clean(args):
         except Exception as error:
             found.append(f"nbs/{path.name} is no valid notebook: {str(error).splitlines()[0]}")
     if found:
-        raise Failed("\n".join(found) + "\nTake the last version that was (git checkout) or mend it in Jupyter.")
+        raise Failed("\n".join(found) + "\nTake the last version that was (git checkout) or fix it in Jupyter.")
     with tempfile.TemporaryDirectory() as tmp:
         copy = project_copy(Path(tmp, "clean"))
         run([script("nbdev-clean")], copy, XDG_CONFIG_HOME=tmp)
@@ -184,7 +184,7 @@ def check_notebooks(args):
     if failures:
         names = [failure.split(":\n")[0] for failure in failures]
         raise Failed("A notebook does not run: " + "; ".join(names) + "\nTo see it: make lab, with CAI_NB_SMOKE=1 set. "
-                     "Mend the cell, save, then type: make prepare")
+                     "Fix the cell, save, then type: make prepare")
     return took
 
 

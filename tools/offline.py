@@ -1,6 +1,6 @@
 """A bundle, made and installed with the network closed: python tools/offline.py DIR [--keep]
 
-Makes DIR (some minutes and a gigabyte), then installs it as a room without a network would: every address of a server leads
+Makes DIR (some minutes and a gigabyte), then installs it as an offline classroom would: every address of a server leads
 nowhere, the cache is empty, pip has no settings. The installed cai-nb must answer a question.
 """
 

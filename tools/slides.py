@@ -9,7 +9,7 @@ What becomes a slide is decided by rule:
 - of a paragraph the slide has the first sentence, the speaker's notes (key s) have all of it; lists and tables stay;
 - of an exported cell the slide has each public function's signature and the first line of its docstring;
 - other code is shown without its checks if it has at most CODE lines, its printed output up to OUTPUT lines; code that draws is not;
-- a figure has a slide of its own; "What to remember" comes whole; exercises and the way on are left out.
+- a figure has a slide of its own; "What to remember" comes whole; exercises and "Next" are left out.
 
 A deck holds everything that it needs, reveal.js included (out of the package sphinx-revealjs, which carries its files; Sphinx
 is not used). Formulas are drawn with matplotlib's mathtext.
@@ -40,7 +40,7 @@ DECKS = {  # file -> (title, notebooks by their beginning)
 }
 CODE, OUTPUT, WIDE = 8, 9, 96  # lines of code, lines of output, characters a line
 ROOM = 16.8  # lines of text that a slide holds below its heading
-LEFT_OUT = re.compile(r"exercises?$|the way on$|odds and ends$", re.I)
+LEFT_OUT = re.compile(r"exercises?$|^next$", re.I)
 DIRECTIVE = re.compile(r"^\s*#\s*\|\s*([\w-]+)(?:\s*:\s*|\s+|$)(.*)$")
 
 
@@ -267,10 +267,10 @@ class Deck:
         self.slides[-1].blocks.append((markup, height))
 
     def figure(self, markup, words):
-        words = "" if self.after_figure or not re.match(r"[A-Z*`$(\[]", words) else words  # it explains the figure before it, or goes on
+        words = "" if self.after_figure or not re.match(r"[A-Z*`$(\[]", words) else words  # it explains the figure before it, or continues a sentence
         now = self.slides[-1]
         if now.blocks and now.kind != "title" and words and now.blocks[-1][0] == render(shortened(words)):
-            now.blocks.pop()  # these words stand under the figure
+            now.blocks.pop()  # these words are the figure's caption
         if now.blocks or now.kind == "title":
             self.begin(now.heading)
         self.slides[-1].kind = "figure"

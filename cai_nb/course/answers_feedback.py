@@ -51,7 +51,7 @@ def _chosen(p): return [int(x < .5) for x in p]
         lambda p, low, high: (_chosen(p), np.maximum(low + (high - low)*p, 1 - low - (high - low)*p)),
     "nothing is clamped": lambda p, low, high: (_chosen(p), np.maximum(p, 1 - p)),
     "those are hard labels: rounding throws away how clear the case was": lambda p, low, high: (_chosen(p), np.ones(len(p))),
-    "the rejected response stands for the chosen one":
+    "the rejected response is given as the chosen one":
         lambda p, low, high: ([1 - c for c in _chosen(p)], np.clip(np.maximum(p, 1 - p), low, high))})
 def clamped_label(p, low, high):
     "Which response is chosen, 0 or 1, and P(it is better), as `comparison_record` has them"

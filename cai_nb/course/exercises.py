@@ -209,7 +209,7 @@ def make_notebooks(nbs,                       # folder of the notebooks
                 kept[k + 1] = kept[k + 1] | {"source": notes.splitlines(True)}
             code = f"# exercise {w.name}\n{w.solution.rstrip()}\n\n" if solutions else w.stub
             kept[k]["source"] = (code + w.check).splitlines(True)
-        ends = ("**On:**", "**Next:**", "## Next", "## The way on")
+        ends = ("**On:**", "**Next:**", "## Next")
         book["cells"] = [_unlinked(c) for c in kept if not "".join(c["source"]).lstrip().startswith(ends)]
         target = out/f"{path.stem}-{'solutions' if solutions else 'exercises'}.ipynb"
         target.write_text(json.dumps(book, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

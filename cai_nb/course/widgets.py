@@ -366,7 +366,7 @@ def bandit_html(beta: float, clip: float, rollouts: int = 3):
     return _lines(f'<p role="status">{escape(said)}</p><div style="display:flex;flex-wrap:wrap;gap:.5em">{side}</div>'
                 f'<div style="overflow-x:auto">{table_html(rows)}</div>')
 
-def ppo_sliders(beta: float = .5, clip: float = .2):  # where the sliders stand at the start
+def ppo_sliders(beta: float = .5, clip: float = .2):  # initial positions of the sliders
     "A widget: β and clip on the four answers of notebook 08"
     wide = dict(style={"description_width": "initial"}, layout=w.Layout(width="auto"))
     price = w.FloatLogSlider(description="β, KL coefficient", **wide, value=beta, min=-1.7, max=1, step=.05, readout_format=".2g")
