@@ -249,7 +249,7 @@ def load_pretrained(name: str = "default",  # `default`, a folder or a hub id
 
 # %% ../nbs/01b_loading.ipynb #360d910d
 def _prepare_transformers():
-    "No progress bar under `CAI_NB_QUIET=1`, no notes of bitsandbytes, and whole weights also after a ZeRO-3 training."
+    "No progress bars under `CAI_NB_QUIET=1`, no messages from bitsandbytes, and complete weights after ZeRO-3."
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it looks for a kernel on the hub
     if os.environ.get("CAI_NB_QUIET"):
         from transformers.utils.logging import disable_progress_bar

@@ -45,8 +45,9 @@ def sample_from_uniform(u,                        # `(B,)` in [0, 1), float64
                         temperature: float = 1.0, # divides the logits, above 0
                         top_p: float = 1.0):      # keep the smallest set of tokens with this probability
     "`(B,)` tokens whose interval of the cumulative distribution holds `u`; raises `ModelError` for NaN logits."
-    block, x = 256, scores.cpu() if scores.device.type == "mps" else scores  # mps has no float64
-    u, x = u.to(x.device), x if x.dtype == torch.float64 else x.float()
+    block = 256  # tokens summed in the first step
+    x = scores.cpu() if scores.device.type == "mps" else scores  # mps has no float64
+    u, x = u.to(x.device), x.to(torch.promote_types(x.dtype, torch.float32))
     if top_p < 1:
         x = x.where(TopPLogitsWarper(top_p)(None, x/temperature).isfinite(), -torch.inf)
     weights = ((x - x.amax(-1, keepdim=True))/temperature).exp_()
@@ -202,8 +203,8 @@ def sample(self: LanguageModel,
            temperature: float = 1.0,   # divides the logits; 0 is greedy. The paper samples at 1
            top_p: float = 1.0,         # keep the smallest set of tokens with this probability, 1 keeps all
            seed: int = 0, keys=None,   # row i draws from (seed, keys[i]) alone; default key: its position
-           batch_size: int = 32,
-           prefix: str = "", desc: str = "sampling") -> list[Completion]:  # prefix: the response's first words
+           batch_size: int = 32, prefix: str = "",  # the response's first words, which are given
+           desc: str = "sampling") -> list[Completion]:
     "Responses to dialogues, in order."
     if temperature < 0:
         raise ModelError(f"temperature is {temperature}; it must be 0 or more.")
