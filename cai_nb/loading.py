@@ -39,8 +39,9 @@ HUB_TWIN = "HuggingFaceTB/SmolLM2-135M-Instruct"  # the same model on the hub, i
 
 def cache_dir() -> Path:
     "Where models are kept: `CAI_NB_CACHE`, else `cai_nb` in the user's cache folder."
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home()/".cache")/"cai_nb"
-    return Path(os.environ.get("CAI_NB_CACHE") or folder).expanduser()
+    if os.environ.get("CAI_NB_CACHE"):
+        return Path(os.environ["CAI_NB_CACHE"]).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home()/".cache")/"cai_nb"
 
 def file_sha256(path) -> str:
     "SHA-256 of a file, in hex."

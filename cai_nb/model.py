@@ -104,7 +104,6 @@ def for_batches(lengths,         # of the rows, in tokens
     if not torch.cuda.is_available():
         trim_memory()
 
-
 def trim_memory():
     "Give freed memory back to the system."
     torch.cuda.empty_cache()  # does nothing without a GPU
