@@ -35,7 +35,7 @@ class ChatFormat:
     writes_end: bool = True          # the template writes it; if not, `end` is the tokenizer's end token, appended
     stable: bool = True              # an earlier turn is written as if it were the last: prompts are prefixes
     problem: str = ""                # why no turn can be ended, in a sentence; empty: it can
-    warned: bool = False             # that it has no system message
+    warned: bool = False             # whether somebody was told that it takes no system message
 
 # %% ../nbs/00b_chat_template.ipynb #3e68b7b7
 _DAY = datetime(2024, 7, 26)  # the day that Llama 3's templates name if they are not told another
@@ -144,7 +144,7 @@ def escape_markers(self: ChatFormat, text):
 
 # %% ../nbs/00b_chat_template.ipynb #2ac7abe5
 def chat_format(tokenizer) -> ChatFormat:  # a transformers tokenizer
-    "The description of a tokenizer's chat template, found once; a `DialogueError` if that cannot write two turns."
+    "The description of a tokenizer's chat template, found once; a `DialogueError` if it has none that writes two turns."
     if not getattr(tokenizer, "chat_template", None):
         raise DialogueError("this tokenizer has no chat template: take an instruction-tuned model, or set "
                             "tokenizer.chat_template (to_paper(…) writes the paper's form for a pretrained one).")

@@ -207,7 +207,7 @@ def same_model(a: str, b: str) -> bool:
 
 # %% ../nbs/01b_loading.ipynb #ea7b65f4
 def engine_room(name: str, model=None):
-    "The module `engine` (appendix A1) or `cpu` (A2); None under `CAI_NB_PLAIN=1`, or if `plain=True` loaded the model."
+    "Module `engine` (appendix A1) or `cpu` (A2); None under `CAI_NB_PLAIN=1` or for a model loaded with `plain=True`."
     if os.environ.get("CAI_NB_PLAIN", "0") != "0" or getattr(model, "plain", False):
         return None
     from cai_nb import cpu, engine  # the one import that points to later notebooks
