@@ -144,7 +144,7 @@ def escape_markers(self: ChatFormat, text):
 
 # %% ../nbs/00b_chat_template.ipynb #2ac7abe5
 def chat_format(tokenizer) -> ChatFormat:  # a transformers tokenizer
-    "The description of a tokenizer's chat template, found once; a `DialogueError` if it has none that writes two turns."
+    "The description of a tokenizer's chat template, found once; a `DialogueError` if none can write two turns."
     if not getattr(tokenizer, "chat_template", None):
         raise DialogueError("this tokenizer has no chat template: take an instruction-tuned model, or set "
                             "tokenizer.chat_template (to_paper(…) writes the paper's form for a pretrained one).")
