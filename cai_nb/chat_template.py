@@ -23,42 +23,37 @@ from .dialogue import DialogueError, assistant, check_dialogue, system, user, vi
 class ChatFormat:
     "What a tokenizer's chat template does, found by asking it; made by `chat_format`"
     tokenizer: object
-    template: str                       # its text, with the date fixed
-    settings: dict                      # what it is told beside the messages: enable_thinking=False where it knows that
-    has_system: bool = True             # it takes a system message; if not, that is put in front of the first user turn
-    markers: frozenset = frozenset()    # what has to be escaped in messages: special tokens and role headers
-    pattern: object = None              # a regular expression that finds them
-    has_generation_prompt: bool = True  # it can open the assistant's turn
-    opens_as_prompted: bool = True      # and finished turns begin in the same way
-    gap: str = ""                       # white space between that opening and the content
-    end: str = ""                       # what follows the content, up to and including the token that ends the turn
-    end_id: int | None = None           # that token's id
-    writes_end: bool = True             # the template writes it; if not, `end` is the tokenizer's end token, appended
-    stable: bool = True                 # an earlier turn is written as if it were the last: prompts are prefixes
-    trims: bool = False                 # it drops white space around a message
-    problem: str = ""                   # why no turn can be ended, in a sentence; empty: it can
+    template: str                    # its text, with the date fixed
+    settings: dict                   # what it is told beside the messages: enable_thinking=False where it knows that
+    has_system: bool = True          # it takes a system message; if not, that is put in front of the first user turn
+    markers: frozenset = frozenset() # what has to be escaped in messages: special tokens and role headers
+    pattern: object = None           # a regular expression that finds them
+    opens_as_prompted: bool = True   # finished turns of the assistant begin with the generation prompt
+    gap: str = ""                    # white space between that opening and the content
+    end: str = ""                    # what follows the content, up to and including the token that ends the turn
+    end_id: int | None = None        # that token's id
+    writes_end: bool = True          # the template writes it; if not, `end` is the tokenizer's end token, appended
+    stable: bool = True              # an earlier turn is written as if it were the last: prompts are prefixes
+    problem: str = ""                # why no turn can be ended, in a sentence; empty: it can
+    warned: bool = False             # whether somebody was told that it takes no system message
 
 # %% ../nbs/00b_chat_template.ipynb #3e68b7b7
 _DAY = datetime(2024, 7, 26)  # the day that Llama 3's templates name if they are not told another
 _MARK = "7310946825"          # takes a content's place in a rendering; digits survive trimming and changes of case
 
-
 def _fix_date(template):
     "The template's text with `_DAY` in place of today."
     return re.sub(r"strftime_now\(\s*(['\"])(.*?)\1\s*\)", lambda m: repr(_DAY.strftime(m[2])), template)
-
 
 @patch
 def _apply(self: ChatFormat, messages, add_generation_prompt=False):
     "The template's own rendering of messages."
     try:
-        return self.tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=add_generation_prompt,
-            chat_template=self.template, **self.settings)
+        return self.tokenizer.apply_chat_template(messages, tokenize=False, chat_template=self.template,
+                                                  add_generation_prompt=add_generation_prompt, **self.settings)
     except Exception as error:  # templates refuse with errors of their own (jinja2.TemplateError, TypeError …)
         raise DialogueError(f"this model's chat template refuses the dialogue ({visible(error)}): change the order of "
                             "its turns, or set another tokenizer.chat_template.") from error
-
 
 @patch
 def _around(self: ChatFormat, messages, k):
@@ -79,11 +74,10 @@ def _find_opening(form):
     asked = [user("1")]
     before, _ = form._around([*asked, assistant("2")], 1)
     prompt = form._apply(asked, True)
-    begins_so = before.startswith(prompt)
-    form.has_generation_prompt = prompt != form._apply(asked)
-    form.opens_as_prompted = form.has_generation_prompt and begins_so and not before[len(prompt):].strip()
+    has_prompt, alike = prompt != form._apply(asked), before.startswith(prompt)
+    form.opens_as_prompted = has_prompt and alike and not before[len(prompt):].strip()
     form.gap = before[len(prompt):] if form.opens_as_prompted else before[len(before.rstrip(" ")):]
-    if form.has_generation_prompt and not begins_so:
+    if has_prompt and not alike:
         more = prompt[len(os.path.commonprefix([before, prompt])):]
         warnings.warn(f"the generation prompt of this chat template ends in {more!r}, which finished turns do not "
                       "have: the assistant's turns are opened as in a finished dialogue", stacklevel=4)
@@ -93,17 +87,14 @@ def _find_end(form):
     "What follows the content of the last turn, and whether earlier turns are written alike."
     tokenizer, talk = form.tokenizer, [user("1"), assistant("2")]
     before, after = form._around(talk, 1)
-    tokens = sorted(_added_tokens(tokenizer), key=len, reverse=True)
-    token = re.search("|".join(map(re.escape, tokens)) or r"(?!)", after)
-    text = after.strip()
+    text, token = after.strip(), _pattern(_added_tokens(tokenizer)).search(after)
     if token:
         form.end = after[:token.end()]
     elif text and len(tokenizer(text, add_special_tokens=False)["input_ids"]) == 1:
         form.end = after.rstrip()
     elif text:
         form.problem = (f"this model's chat template ends a turn with {text!r}, which is not one token of its "
-                        "tokenizer, so that generation cannot stop there: add it with tokenizer.add_special_tokens and "
-                        "resize the model's embeddings, or set a tokenizer.chat_template that ends turns with a token.")
+                        "tokenizer and cannot stop generation: set a tokenizer.chat_template that ends turns with one.")
     elif tokenizer.eos_token is None:
         form.problem = "neither this model's chat template nor its tokenizer ends a turn: set tokenizer.eos_token."
     else:
@@ -119,37 +110,29 @@ def _special_tokens(tokenizer):
     added = tokenizer.added_tokens_decoder.values()
     return {t for t in tokenizer.all_special_tokens if t} | {t.content for t in added if t.special}
 
-
 def _added_tokens(tokenizer):
     "Special tokens, and others that were added to the vocabulary as a piece; blanks aside."
-    added = {t.content for t in tokenizer.added_tokens_decoder.values()}
-    return {t for t in added | _special_tokens(tokenizer) if t.strip()}
+    return {t for t in _special_tokens(tokenizer) | set(tokenizer.get_added_vocab()) if t.strip()}
 
+def _pattern(texts):
+    "A regular expression that finds the texts, the longest first; one that begins with a letter begins a word."
+    longest = sorted(texts, key=len, reverse=True)
+    parts = [(r"(?<!\w)" if t[0].isalnum() else "") + re.escape(t) for t in longest]
+    return re.compile("|".join(parts) or r"(?!)")
 
 def _find_markers(form):
     "What must not pass from a message into a rendering: special tokens, and role headers in plain text."
     tokenizer, talk = form.tokenizer, [user(_MARK), assistant(_MARK), user(_MARK)]
-    special = _special_tokens(tokenizer)
-    headers = set()
-    for messages in [talk, [system(_MARK), *talk]][:1 + form.has_system]:
+    special, headers = _special_tokens(tokenizer), set()
+    for messages in [talk, [system(_MARK), *talk]] if form.has_system else [talk]:
         for k, text in enumerate(form._apply(messages).split(_MARK)[:-1]):
             tokens = {t for t in _added_tokens(tokenizer) if t in text and t not in ("<think>", "</think>")}
             special |= tokens
-            if tokens - {form.end.strip(), tokenizer.bos_token, tokenizer.eos_token}:
-                continue  # the header is made of special tokens
-            for token in sorted(tokens, key=len, reverse=True):
-                text = text.replace(token, "\n")
-            lines = text.strip().splitlines()
-            headers |= {line.strip() for line in (lines if k else lines[-1:])}  # a preamble may come first
+            if not tokens - {form.end.strip(), tokenizer.bos_token, tokenizer.eos_token}:  # or they are the header
+                lines = [line.strip() for line in _pattern(tokens).sub("\n", text).strip().splitlines()]
+                headers.update(lines if k else lines[-1:])  # a preamble may come first
     words = {h for h in headers if re.search(r"[^\W\d_]", h) and not h.replace(" ", "").isalnum()}
     return frozenset(special | words)
-
-
-def _pattern(markers):
-    "A regular expression for the markers, the longest first; a word's beginning is matched at a word's beginning."
-    longest = sorted(markers, key=len, reverse=True)
-    parts = [(r"(?<!\w)" if m[0].isalnum() else "") + re.escape(m) for m in longest]
-    return re.compile("|".join(parts) or r"(?!)")
 
 # %% ../nbs/00b_chat_template.ipynb #fac9761c
 @patch
@@ -160,10 +143,8 @@ def escape_markers(self: ChatFormat, text):
     return text
 
 # %% ../nbs/00b_chat_template.ipynb #2ac7abe5
-def chat_format(
-    tokenizer,  # a transformers tokenizer with a chat template
-) -> ChatFormat:  # or a DialogueError: no template, or one that cannot write a dialogue of two turns
-    "The description of a tokenizer's chat template, found once."
+def chat_format(tokenizer) -> ChatFormat:  # a transformers tokenizer
+    "The description of a tokenizer's chat template, found once; a `DialogueError` if none can write two turns."
     if not getattr(tokenizer, "chat_template", None):
         raise DialogueError("this tokenizer has no chat template: take an instruction-tuned model, or set "
                             "tokenizer.chat_template (to_paper(…) writes the paper's form for a pretrained one).")
@@ -174,17 +155,15 @@ def chat_format(
         vars(tokenizer)["_chat_format"] = state, form
     return form
 
-
 def _describe(tokenizer):
     "Ask a template all questions."
     template = tokenizer.get_chat_template()
-    switches = [name for name in ("enable_thinking", "thinking") if re.search(rf"(?<!\w){name}\b", template)]
+    switches = [name for name in ("enable_thinking", "thinking") if re.search(rf"\b{name}\b", template)]
     form = ChatFormat(tokenizer, _fix_date(template), dict.fromkeys(switches, False))
     try:
         form.has_system = _MARK in form._apply([system(_MARK), user("1")])
     except DialogueError:
         form.has_system = False
-    form.trims = f" {_MARK} " not in form._apply([user("1"), assistant(f" {_MARK} ")])
     _find_opening(form)
     _find_end(form)
     form.markers = _find_markers(form)
@@ -198,12 +177,11 @@ def prepare(self: ChatFormat, messages) -> list:
     ready = [{"role": m["role"], "content": self.escape_markers(m["content"])} for m in check_dialogue(messages)]
     if self.has_system or ready[0]["role"] != "system":
         return ready
-    if not vars(self).setdefault("_warned", False):
+    if not self.warned:
         warnings.warn("this model's chat template has no system role: a system message is put in front of the first "
                       "user turn", stacklevel=4)
-        self._warned = True
+        self.warned = True
     return [user(ready[0]["content"] + "\n\n" + ready[1]["content"]), *ready[2:]]
-
 
 @patch
 def text(self: ChatFormat, messages, add_generation_prompt=False) -> str:
@@ -214,13 +192,8 @@ def text(self: ChatFormat, messages, add_generation_prompt=False) -> str:
     before, _ = self._around([*ready, assistant("")], len(ready))
     return before.removesuffix(self.gap)
 
-
-def render(
-    messages,  # a dialogue
-    tokenizer,  # its chat template decides the form
-    add_generation_prompt=False,  # True: end where the assistant's response begins
-):  # text; tokenize it with add_special_tokens=False, the template has already put them in
-    "Render a dialogue for a model, with the template's own delimiters escaped inside its contents."
+def render(messages, tokenizer, add_generation_prompt=False):  # True: end where the assistant's response begins
+    "A dialogue as a model's chat template writes it. Tokenize it with `add_special_tokens=False`: it has them."
     return chat_format(tokenizer).text(messages, add_generation_prompt)
 
 # %% ../nbs/00b_chat_template.ipynb #fb786201
@@ -231,7 +204,6 @@ class Turn(NamedTuple):
     stop: int     # one past the content's last token, white space at its end left out
     end: int      # one past the token that ends the turn; `stop` where the template writes none after an earlier turn
 
-
 @patch
 def _place(self: ChatFormat, ready, k, text):
     "The content of message `k` as the rendered `text` has it, with what is before and after it."
@@ -239,11 +211,9 @@ def _place(self: ChatFormat, ready, k, text):
     said, written = text[len(before):len(text) - len(after)], ready[k]["content"]
     if before + said + after != text or said.strip() != written.strip():
         start = " ".join(visible(written).split())[:40]
-        raise DialogueError(f'this model\'s chat template rewrites message {k} ("{start}"): what is learnt would not '
-                            "be what was said. Either take out of the message what the template removes (such as a "
-                            "<think> block), or set a tokenizer.chat_template that writes contents as they are.")
+        raise DialogueError(f'this model\'s chat template rewrites message {k} ("{start}"): take out what it removes, '
+                            "such as a <think> block, or set a tokenizer.chat_template that leaves it as it is.")
     return before, said, after
-
 
 @patch
 def _lay_out(self: ChatFormat, ready, first):
@@ -257,35 +227,23 @@ def _lay_out(self: ChatFormat, ready, first):
         if last and self.opens_as_prompted and self._apply(ready[:k], True) != text[:start]:
             raise DialogueError("this model's chat template opens the last turn of this dialogue otherwise than its "
                                 "generation prompt does: set a tokenizer.chat_template that opens both alike.")
-        stop, end = len(before + said.rstrip()), len(before + said)
-        if after.startswith(self.end):
-            end += len(self.end)
-        elif last:  # the template writes no end
-            text = text[:end] + self.end + after
-            end += len(self.end)
-        else:
-            end = stop
+        if last and not after.startswith(self.end):  # the template writes no end
+            after = self.end + after
+            text = before + said + after
+        stop = len(before + said.rstrip())
+        end = len(before + said + self.end) if after.startswith(self.end) else stop
         places.append((k, start, stop, end))
     return text, places
 
 # %% ../nbs/00b_chat_template.ipynb #031d162c
 @patch
-def prompt_text(
-    self: ChatFormat,
-    prompt,       # a dialogue that ends with the user
-    prefix="",    # how the response is made to begin
-) -> str:
-    "The rendered prompt, up to where the assistant's response begins, or continues after the prefix."
+def prompt_text(self: ChatFormat, prompt, prefix="") -> str:
+    "A rendered dialogue up to where the assistant's response begins, or continues after `prefix`, its first words."
     return self.text(prompt, True) + (self.gap + prefix if prefix else "")
 
-
 @patch
-def prompt_ids(
-    self: ChatFormat,
-    prompts,      # dialogues that end with the user
-    prefix="",    # how the response is made to begin
-) -> list:        # a list of token ids for each
-    "The token ids of `prompt_text`."
+def prompt_ids(self: ChatFormat, prompts, prefix="") -> list:
+    "The token ids of each prompt's `prompt_text`."
     texts = [self.prompt_text(p, prefix) for p in prompts]
     return self.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
 
@@ -301,14 +259,9 @@ def _tokens(self: ChatFormat, pieces):
         offset += len(piece)
     return ids, spans
 
-
 @patch
-def encode(
-    self: ChatFormat,
-    messages,     # a finished dialogue
-    first=-1,     # the first message whose turn is wanted; -1: the last message alone
-):                # token ids, and a `Turn` for each of the assistant's messages from there on
-    "Token ids of a finished dialogue, and where in them the assistant's turns are."
+def encode(self: ChatFormat, messages, first=-1):  # turns before message `first` are left out; -1: all but the last
+    "Token ids of a finished dialogue, and a `Turn` for each of the assistant's messages in it."
     if self.problem:
         raise DialogueError(self.problem)
     if not self.tokenizer.is_fast:
@@ -318,43 +271,26 @@ def encode(
     folded = len(messages) - len(ready)  # 1 if a system message was put into the first turn
     text, places = self._lay_out(ready, max(0, first % len(messages) - folded))
     edges = [edge for _, start, _, end in places for edge in (start, end)]
+    prompt = text[:places[-1][1]] if ready[-1]["role"] == "assistant" else ""
+    asked = self.tokenizer(prompt, add_special_tokens=False)["input_ids"]
     ids, spans = self._tokens([text])
-    if not self._as_sampled(ready, text, places, ids, spans):
+    if ids[:len(asked)] != asked or any(a < edge < b for edge in edges for a, b in spans):
         cuts = [0, *edges, len(text)]
         ids, spans = self._tokens([text[a:b] for a, b in zip(cuts, cuts[1:])])
     ends = [b for _, b in spans]
     return ids, [Turn(k + folded, *(bisect_right(ends, edge) for edge in place)) for k, *place in places]
 
-
-@patch
-def _as_sampled(self: ChatFormat, ready, text, places, ids, spans):
-    "Whether no token reaches over a turn's edge, and the last turn's prompt is what would have been sampled from."
-    edges = {edge for _, start, _, end in places for edge in (start, end)}
-    if any(a < edge < b for edge in edges for a, b in spans):
-        return False
-    if not places or places[-1][0] != len(ready) - 1:
-        return True
-    prompt = self.tokenizer(text[:places[-1][1]], add_special_tokens=False)["input_ids"]
-    return ids[:len(prompt)] == prompt
-
 # %% ../nbs/00b_chat_template.ipynb #90c248df
 @patch
-def finished_ids(
-    self: ChatFormat,
-    messages,     # a dialogue that ends with the assistant
-):                # token ids that end with the turn, and the number of those that are the prompt's
-    "Token ids of prompt, response and end of turn."
+def finished_ids(self: ChatFormat, messages):  # a dialogue that ends with the assistant
+    "Token ids of prompt, response and end of turn, and how many of them are the prompt's."
     ids, turns = self.encode(messages)
     if not turns:
         raise DialogueError("the dialogue does not end with the assistant: add its response.")
     return ids[:turns[-1].end], turns[-1].start
 
-
-def stop_token_ids(
-    tokenizer,
-    generation_config=None,  # of the model; its end tokens count as well
-) -> list:                   # sorted ids; empty if nobody names one
-    "Every token that ends a turn. A template whose end is no token is refused."
+def stop_token_ids(tokenizer, generation_config=None) -> list:  # the model's settings: their end tokens count, too
+    "Every token that ends a turn, sorted. A template whose end is no token is refused."
     named = getattr(generation_config, "eos_token_id", None)
     ids = {*(named if isinstance(named, (list, tuple)) else [named]), tokenizer.eos_token_id}
     if getattr(tokenizer, "chat_template", None):

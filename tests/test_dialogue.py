@@ -25,7 +25,6 @@ from cai_nb.dialogue import (
     data_path,
     dialogue_html,
     diff_html,
-    diff_text,
     from_paper,
     nearest,
     progress,
@@ -211,7 +210,6 @@ def test_a_difference_keeps_what_stayed_and_joins_lone_words():
     assert word_diff("We like red wine a lot", "We like dry cider a lot") == \
         [("same", "We like"), ("del", " red wine"), ("ins", " dry cider"), ("same", " a lot")]
     assert word_diff("one then two", "three then four") == [("del", "one then two"), ("ins", "three then four")]
-    assert diff_text("We like wine", "We like tea") == "We like[- wine-]{+ tea+}"
 
 
 class Tags(HTMLParser):
@@ -248,7 +246,6 @@ def test_known_attacks_are_shown_as_text():
 def test_a_terminal_gets_no_escape_sequence():
     assert visible("\x1b[2J\x07ok\n\tend\r\n") == "�[2J�ok\n\tend\n"
     assert visible("\u202eabc\ud800") == "�abc�"
-    assert "\x1b" not in diff_text("\x1b[31m", "x \x1b[0m y")
     with pytest.raises(DialogueError) as error:
         check_dialogue([{"role": "\x1b[2J", "content": ""}])
     assert "\x1b" not in str(error.value)

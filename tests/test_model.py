@@ -12,7 +12,7 @@ from tiny import tiny_folder
 
 import cai_nb.loading as loading
 import cai_nb.model as m
-from cai_nb.dialogue import assistant, user
+from cai_nb.dialogue import CaiError, assistant, user
 from cai_nb.loading import ModelError
 from cai_nb.model import Completion, LanguageModel
 from cai_nb.text import complete_sentences
@@ -130,7 +130,7 @@ def test_a_question_adds_the_state_before_the_reply_and_changes_no_other(model):
 ])
 def test_what_is_refused_is_named(model, ask, says, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(ModelError, match=says):
+    with pytest.raises(CaiError, match=says):
         ask(model)
 
 

@@ -311,8 +311,9 @@ def test_a_description_says_what_a_template_does():
     assert [n for n, f in of.items() if f.problem] == ["end of turn that is no token"]
     assert [n for n, f in of.items() if not f.stable and not f.problem] == [
         "think block placed in the last turn", "think block with a switch", "no end of turn"]
-    assert [n for n, f in of.items() if not f.has_generation_prompt] == ["Mistral", "no generation prompt"]
-    assert [n for n, f in of.items() if f.trims] == ["Gemma", "Llama 3, with a date", "content trimmed, two ends"]
+    assert [n for n, f in of.items() if not f.opens_as_prompted] == [
+        "think block placed in the last turn", "think block opened by the generation prompt", "Mistral",
+        "no generation prompt"]
     assert of["think block with a switch"].settings == {"enable_thinking": False}
 
 
