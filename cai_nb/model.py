@@ -127,8 +127,13 @@ class LanguageModel:
         self.context = getattr(model.config.get_text_config(), "max_position_embeddings", 2048)
 
     @classmethod
-    def load(cls, name: str = "default", adapter=None, dtype=None, device=None, plain: bool = False):
-        "The default model, or that of a folder or hub id, with LoRA adapters merged: see `load_pretrained`."
+    def load(cls,
+             name: str = "default",  # `default`, a folder or a hub id
+             adapter=None,           # LoRA folder, or several, merged in order
+             dtype=None,             # torch dtype or its name; default: what the machine does best
+             device=None,            # `cpu`, `cuda`, `mps`; default: the best there is
+             plain: bool = False):   # True: without the faster code of the appendices
+        "The model with its tokenizer, ready to use; raises `ModelError` with what to do where that fails."
         return cls(*load_pretrained(name, dtype, device, adapter, plain))
 
     @property
