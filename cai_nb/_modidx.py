@@ -1459,7 +1459,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'cai_nb.records.Step': ('records.html#step', 'cai_nb/records.py'),
                                 'cai_nb.records._Record': ('records.html#_record', 'cai_nb/records.py'),
                                 'cai_nb.records._append': ('records.html#_append', 'cai_nb/records.py'),
-                                'cai_nb.records._cut_off_tail': ('records.html#_cut_off_tail', 'cai_nb/records.py'),
                                 'cai_nb.records._line': ('records.html#_line', 'cai_nb/records.py'),
                                 'cai_nb.records._plain_value': ('records.html#_plain_value', 'cai_nb/records.py'),
                                 'cai_nb.records._repair': ('records.html#_repair', 'cai_nb/records.py'),
