@@ -14,7 +14,7 @@ from pathlib import Path
 from .constitution import digest, plain
 from .dialogue import CaiError, data_files, nearest, visible
 from .duplicates import NEAR, near_duplicates
-from .records import KINDS, numbered_jsonl, upgrade
+from .records import KINDS, numbered_jsonl, read_text, upgrade
 
 # %% ../nbs/03_prompts.ipynb #83ecc587
 class PromptError(CaiError):
@@ -25,7 +25,6 @@ class PromptError(CaiError):
 _COLUMNS = ("prompt", "instruction", "question", "query", "messages", "conversations", "transcript", "chosen", "text")
 _FIRST = re.compile(r"\s*Human:(.*?)(?:\n\n(?:Human|Assistant):|\Z)", re.DOTALL)
 
-
 def _first_turn(value):
     "The human's first words in any of the forms that data sets use, or None."
     if isinstance(value, str):
@@ -35,7 +34,6 @@ def _first_turn(value):
         if isinstance(message, dict) and message.get("role", message.get("from")) in ("user", "human", "prompter"):
             return message.get("content", message.get("value"))
     return None
-
 
 def _as_prompt(row, id, kind):
     "A row of a file or data set as a prompt record; its prompt is None where there is none."
@@ -55,27 +53,21 @@ def _as_prompt(row, id, kind):
     }
 
 # %% ../nbs/03_prompts.ipynb #be0a6eef
-def _text_lines(path):
-    "(line number, text) of a text file, without the blank lines."
-    try:
-        lines = path.read_bytes().decode("utf-8-sig").split("\n")
-    except UnicodeDecodeError as error:
-        raise PromptError(f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8 text.") from None
-    except OSError as error:
-        raise PromptError(f"{path}: cannot be read, {error.strerror}.") from None
-    return [(i, line) for i, line in enumerate(lines, 1) if line.strip()]
-
-
 def _from_file(path, kind):
     "Prompt records of a .jsonl file (one object a line) or a .txt file (one prompt a line)."
+    if path.suffix == ".txt":
+        lines = enumerate(read_text(path, PromptError).split("\n"), 1)
+        rows = [(number, line) for number, line in lines if line.strip()]
+    else:
+        rows = numbered_jsonl(path, PromptError)
     records = []
-    for number, row in _text_lines(path) if path.suffix == ".txt" else numbered_jsonl(path, PromptError):
+    for number, row in rows:
         if not isinstance(row, (dict, str)):
             raise PromptError(f'{path}, line {number}: not an object; write {{"prompt": "…"}}.')
         record = _as_prompt(row, f"{path.stem}-{number:04d}", kind or "harmful")
         if record["prompt"] is None:
             raise PromptError(f'{path}, line {number}: no prompt; write {{"prompt": "…"}} with some text in it.')
-        said = upgrade(row).get("kind", kind) if isinstance(row, dict) else kind
+        said = upgrade(row).get("kind") if isinstance(row, dict) else None
         if said not in (None, *KINDS):
             raise PromptError(f'{path}, line {number}: the kind "{visible(said)[:60]}" is unknown; '
                               f"{nearest(said, KINDS)} Or leave the key out.")
@@ -83,7 +75,6 @@ def _from_file(path, kind):
     if not records:
         raise PromptError(f"{path}: the file is empty; write one prompt a line.")
     return records
-
 
 def _drop_duplicates(name, records):
     "Each prompt once; a warning counts the others."
@@ -114,7 +105,6 @@ def hub_rows(name):
         first = (visible(error).strip() or type(error).__name__).splitlines()[0][:160]
         raise PromptError(f'the data set "{visible(address)}" cannot be loaded from the hub ({first}): check the name, '
                           "the split and the network, or use a bundled set or a .jsonl file.") from error
-
 
 def _from_hub(name, kind):
     "Prompt records of a data set of the hub."
@@ -153,9 +143,7 @@ def load_prompts(
     queue = sorted(range(len(records)), key=lambda i: digest("limit", seed, plain(records[i]["prompt"])))
     return [records[i] for i in sorted(queue[:limit])]
 
-
 _OLD_SETS = {"redteam": "harmful", "helpful": "benign", "overrefusal": "over_refusal"}
-
 
 def _find_prompts(name):
     "The file that a name or path means."
@@ -176,7 +164,6 @@ def _find_prompts(name):
 def _prompt_text(prompt):
     return prompt["prompt"] if isinstance(prompt, dict) else prompt
 
-
 def deduplicate(
     prompts,  # prompt records, or texts
     threshold=NEAR,  # similarity from which two prompts are the same (see `similarity` in 01a)
@@ -190,20 +177,12 @@ def deduplicate(
 
 # %% ../nbs/03_prompts.ipynb #a2231149
 def _groups(texts, threshold):
-    "Lists of indices: texts that are near-duplicates of each other, directly or through others."
-    parent = list(range(len(texts)))
-
-    def root(i):
-        while parent[i] != i:
-            parent[i] = i = parent[parent[i]]
-        return i
-
+    "Sets of indices: texts that are near-duplicates of each other, directly or through others."
+    from scipy.cluster.hierarchy import DisjointSet
+    groups = DisjointSet(range(len(texts)))
     for i, j, _ in near_duplicates(texts, threshold):
-        parent[max(root(i), root(j))] = min(root(i), root(j))
-    groups = {}
-    for i in range(len(texts)):
-        groups.setdefault(root(i), []).append(i)
-    return list(groups.values())
+        groups.merge(i, j)
+    return groups.subsets()
 
 # %% ../nbs/03_prompts.ipynb #93e22157
 def split_prompts(

@@ -237,6 +237,15 @@ def whole_folder(path):  # context manager that gives the folder to write into
     part.replace(path)
 
 # %% ../nbs/00a_records.ipynb #23eb96cd
+def read_text(path, error=RecordError):
+    "The text of a UTF-8 file, without its byte-order mark."
+    try:
+        return Path(path).read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as problem:
+        raise error(f"{path}: byte {problem.start} is not UTF-8; save the file as UTF-8 text.") from None
+    except OSError as problem:
+        raise error(f"{path}: cannot be read, {problem.strerror}.") from None
+
 def numbered_jsonl(path, error=RecordError):  # iterator over (line number, value)
     "Read JSON lines one at a time, without the blank ones; `error` is the class of error for a broken line."
     number = 0
