@@ -32,12 +32,10 @@ class ConstitutionError(CaiError):
 SPLITS = ("train", "judge", "heldout")
 _Text = Annotated[str, StringConstraints(strict=True, strip_whitespace=True, min_length=1)]
 
-
 class _Form:
     "A part of a file: keys that it does not know are refused."
 
     __pydantic_config__ = {"extra": "forbid"}
-
 
 class _Item(_Form):
     "What an exemplar and a labelled preference pair have in common."
@@ -46,7 +44,6 @@ class _Item(_Form):
     def messages(self):
         'The prompt as a dialogue; one that begins with "Human:" holds several turns in the paper\'s form.'
         return from_paper(self.prompt) if self.prompt.startswith("Human:") else [user(self.prompt)]
-
 
 @dataclass(frozen=True)
 class Exemplar(_Item):
@@ -61,7 +58,6 @@ class Exemplar(_Item):
     category: _Text = ""  # of harm, or of everyday question
     source: _Text = ""  # who wrote the response
     split: Literal[SPLITS] = "train"
-
 
 @dataclass(frozen=True)
 class LabelledPair(_Item):
@@ -104,11 +100,8 @@ def digest(*key):  # whole number of 64 bits
     text = json.dumps(key, ensure_ascii=True, default=str)
     return int.from_bytes(hashlib.sha256(text.encode("ascii")).digest()[:8], "big")
 
-def rng(
-    *key,  # what the randomness is for: strings and numbers, such as a prompt's id and the round
-    seed=0,  # the run's seed
-):  # random.Random
-    "A random generator of its own for each key: neither the order of calls nor an interruption changes a draw."
+def rng(*key, seed=0):  # random.Random
+    "A random generator of its own for a run's `seed` and what it is for, such as a prompt's id and the round."
     return random.Random(digest(seed, *key))
 
 # %% ../nbs/01_constitution.ipynb #4cd61fc2
@@ -222,13 +215,8 @@ class Constitution(_Principled):
         object.__setattr__(self, "fingerprint", _fingerprint(self.principles))  # 12 hexadecimal digits
         self._check_ids()
 
-    def draw(
-        self,
-        *key,  # what the draw is for, such as a prompt's id and the round
-        seed=0,  # the run's seed
-        use="critique",  # "critique" | "comparison": only principles that have the texts for it
-    ):  # Principle
-        "Draw one principle at random, each with the same probability."
+    def draw(self, *key, seed=0, use="critique"):  # Principle
+        'One principle at random for a key, as `rng` has it, of those with texts for `use`, "critique" or "comparison".'
         return rng("draw", use, *key, seed=seed).choice(self._able(use))
 
     def subset(self, ids):

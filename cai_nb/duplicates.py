@@ -9,6 +9,8 @@ __all__ = ['NEAR', 'similarity', 'near_duplicates', 'audit']
 from collections import Counter
 from itertools import chain
 
+import numpy as np
+
 from .constitution import plain
 from .dialogue import CaiError, data_files, visible
 from .records import read_jsonl
@@ -31,19 +33,14 @@ NEAR = 0.5  # similarity from which two prompts count as the same
 # %% ../nbs/01a_duplicates.ipynb #7636737e
 def _sparse(rows, width):
     "A sparse matrix, int32, with ones in these columns of each row."
-    import numpy as np
     from scipy.sparse import csr_array
     ends = np.cumsum([0, *map(len, rows)])
     flat = np.fromiter(chain.from_iterable(rows), dtype=np.int32, count=ends[-1])
     return csr_array((np.ones(len(flat), dtype=np.int32), flat, ends), shape=(len(rows), width))
 
 # %% ../nbs/01a_duplicates.ipynb #2a7afa76
-def near_duplicates(
-    texts,  # list of texts
-    threshold=NEAR,  # similarity from which two of them count as the same, above 0 and up to 1
-):  # [(i, j, similarity)] with i < j, sorted; of exactly equal texts each is paired with the first only
-    "All pairs of texts that are nearly the same, without comparing most of the pairs."
-    import numpy as np
+def near_duplicates(texts, threshold=NEAR):  # [(i, j, similarity)] with i < j, sorted
+    "All pairs of texts of at least this similarity; of exactly equal texts each is paired with the first only."
     if isinstance(threshold, bool) or not isinstance(threshold, (int, float)) or not 0 < threshold <= 1:
         raise CaiError(f"the threshold is a similarity above 0 and up to 1, not {threshold!r}.")
     first, found = {}, []
@@ -83,9 +80,7 @@ def _counts(constitution, exemplars, pairs):
     "Everything in a report that is a number."
     refusals = [(refuses(j.prompt, j.better), refuses(j.prompt, j.worse)) for j in pairs]
     return {
-        "principles": len(constitution),
-        "exemplars": len(exemplars),
-        "pairs": len(pairs),
+        "principles": len(constitution), "exemplars": len(exemplars), "pairs": len(pairs),
         "per_principle": {p.id: {"exemplars": len(p.exemplars), "pairs": len(p.pairs)} for p in constitution},
         "per_category": _tally(exemplars, pairs, "category"),
         "per_kind": _tally(exemplars, pairs, "kind"),

@@ -38,8 +38,7 @@ def _first_turn(value):
 def _as_prompt(row, id, kind):
     "A row of a file or data set as a prompt record; its prompt is None where there is none."
     row = {"prompt": row} if isinstance(row, str) else upgrade(row)
-    column = next((c for c in _COLUMNS if c in row), None)
-    text = _first_turn(row[column]) if column else None
+    text = _first_turn(next((row[column] for column in _COLUMNS if column in row), None))
     if isinstance(text, str) and isinstance(row.get("input"), str) and row["input"].strip():
         text = f"{text}\n\n{row['input']}"  # instruction data sets keep the material apart
     category = row.get("category") or row.get("tags") or ""
@@ -56,8 +55,7 @@ def _as_prompt(row, id, kind):
 def _from_file(path, kind):
     "Prompt records of a .jsonl file (one object a line) or a .txt file (one prompt a line)."
     if path.suffix == ".txt":
-        lines = enumerate(read_text(path, PromptError).split("\n"), 1)
-        rows = [(number, line) for number, line in lines if line.strip()]
+        rows = [(n, line) for n, line in enumerate(read_text(path, PromptError).split("\n"), 1) if line.strip()]
     else:
         rows = numbered_jsonl(path, PromptError)
     records = []
@@ -164,25 +162,13 @@ def _find_prompts(name):
 def _prompt_text(prompt):
     return prompt["prompt"] if isinstance(prompt, dict) else prompt
 
-def deduplicate(
-    prompts,  # prompt records, or texts
-    threshold=NEAR,  # similarity from which two prompts are the same (see `similarity` in 01a)
-):  # those that are left, in their order
-    "Leave out prompts that are nearly the same as an earlier one that stays."
+def deduplicate(prompts, threshold=NEAR):  # those that are left, in their order
+    "Leave out prompts (records or texts) whose `similarity` with an earlier one that stays reaches the threshold."
     prompts, gone = list(prompts), set()
     for i, j, _ in sorted(near_duplicates([_prompt_text(p) for p in prompts], threshold), key=lambda f: (f[1], f[0])):
         if i not in gone:
             gone.add(j)
     return [p for i, p in enumerate(prompts) if i not in gone]
-
-# %% ../nbs/03_prompts.ipynb #a2231149
-def _groups(texts, threshold):
-    "Sets of indices: texts that are near-duplicates of each other, directly or through others."
-    from scipy.cluster.hierarchy import DisjointSet
-    groups = DisjointSet(range(len(texts)))
-    for i, j, _ in near_duplicates(texts, threshold):
-        groups.merge(i, j)
-    return groups.subsets()
 
 # %% ../nbs/03_prompts.ipynb #93e22157
 def split_prompts(
@@ -192,11 +178,15 @@ def split_prompts(
     threshold=NEAR,  # similarity from which two prompts stay together
 ):  # (train, heldout), each in the order given; neither is empty if there are two different prompts
     "Split by content: near-duplicates stay together, and neither order nor other prompts change a prompt's side."
+    from scipy.cluster.hierarchy import DisjointSet
     if isinstance(heldout, bool) or not isinstance(heldout, (int, float)) or not 0 < heldout < 1:
         raise PromptError(f"heldout is a share between 0 and 1, not {heldout!r}.")
     prompts = list(prompts)
     texts = [_prompt_text(p) for p in prompts]
-    groups = _groups(texts, threshold)
+    together = DisjointSet(range(len(texts)))
+    for i, j, _ in near_duplicates(texts, threshold):
+        together.merge(i, j)
+    groups = together.subsets()
     place = [digest("heldout", seed, min(plain(texts[i]) for i in group)) / 2**64 for group in groups]
     order = sorted(range(len(groups)), key=place.__getitem__)
     n_out = sum(p < heldout for p in place)

@@ -52,7 +52,7 @@ def upgrade(record):  # the same record, with today's names
     if new.get("kind") == "overrefusal":
         new["over_refusal"] = True
     for key, names in (("kind", _OLD_KINDS), ("method", _OLD_METHODS)):
-        if new.get(key) in names:
+        if str(new.get(key)) in names:
             new[key] = names[new[key]]
     if new.get("model") == "start" and "sample" in new:  # a response of the initial policy
         new["model"] = "initial"
@@ -66,7 +66,6 @@ class Message(TypedDict):
 
     role: Literal["system", "user", "assistant"]
     content: str
-
 
 class _Record(TypedDict):
     "What every record has."
@@ -84,7 +83,6 @@ class Prompt(_Record):
     prompt: str  # one turn, the human's words
     part: NotRequired[Literal["train", "rl", "heldout"]]  # of a run: who may see it; "rl": not in stage 1
 
-
 class Step(TypedDict):
     "The first response (without critique and principle), or one revision."
 
@@ -94,7 +92,6 @@ class Step(TypedDict):
     flags: list[str]  # reasons not to train on the text; see `flags` in notebook 04
     exemplars: list[str]  # ids of the exemplars shown to the critic
 
-
 class Example(_Record):
     "A dialogue to imitate: what SFT trains on besides revisions (section 3.3)."
 
@@ -103,7 +100,6 @@ class Example(_Record):
     learn_end: NotRequired[bool]  # False: the text is cut off, and that it ends there is not learnt
     model: NotRequired[str]  # id of the model that was sampled
     seed: NotRequired[int]
-
 
 class Revision(_Record):
     "Critique and revision of one response (section 3.1 of the paper), with its whole trace."
@@ -130,7 +126,6 @@ class Pair(_Record):
     model: NotRequired[str]  # id of the model that was sampled
     settings: NotRequired[dict]  # temperature and max_tokens
     seed: NotRequired[int]
-
 
 class Comparison(_Record):
     "A pair with its label (sections 4.1 and 4.3). Further keys say how the label came about."
@@ -161,7 +156,6 @@ class Rollout(_Record):
     boilerplate: NotRequired[bool]  # whether it paid the boilerplate penalty; without the penalty, no such key
     kl: float  # log-ratio of policy to reference at the sampled tokens, summed, in nats
 
-
 class Response(_Record):
     "What a policy says to a held-out prompt (stage 6)."
 
@@ -177,16 +171,12 @@ class Response(_Record):
     temperature: float
     seed: int
 
-
 TYPES = {"prompt": Prompt, "revision": Revision, "example": Example, "pair": Pair, "comparison": Comparison,
          "rollout": Rollout, "response": Response}
 
 # %% ../nbs/00a_records.ipynb #dfaea2e8
-def check_record(
-    kind,  # "prompt" | "revision" | "example" | "pair" | "comparison" | "rollout" | "response"
-    record,  # dict
-):  # the same record, or a `RecordError` that names the key
-    "Check that a record has the keys and values of its type."
+def check_record(kind, record):  # the same record, or a `RecordError` that names the key
+    "Check that a record has the keys and values of its type, `TYPES[kind]`."
     from pydantic import TypeAdapter, ValidationError
     try:
         TypeAdapter(TYPES[kind]).validate_python(record)
@@ -330,9 +320,6 @@ class Records:
                 _repair(self.path)
         except OSError as error:
             raise RecordError(f"{self.path}: cannot be opened, {error.strerror}.") from None
-
-    def __repr__(self):
-        return f"Records({str(self.path)!r})"
 
     def __iter__(self):
         return iter_jsonl(self.path) if self.path.exists() else iter(())
