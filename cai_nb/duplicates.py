@@ -9,8 +9,6 @@ __all__ = ['NEAR', 'similarity', 'near_duplicates', 'audit']
 from collections import Counter
 from itertools import chain
 
-import numpy as np
-
 from .constitution import plain
 from .dialogue import CaiError, data_files, visible
 from .records import read_jsonl
@@ -33,6 +31,7 @@ NEAR = 0.5  # similarity from which two prompts count as the same
 # %% ../nbs/01a_duplicates.ipynb #7636737e
 def _sparse(rows, width):
     "A sparse matrix, int32, with ones in these columns of each row."
+    import numpy as np
     from scipy.sparse import csr_array
     ends = np.cumsum([0, *map(len, rows)])
     flat = np.fromiter(chain.from_iterable(rows), dtype=np.int32, count=ends[-1])
@@ -41,6 +40,7 @@ def _sparse(rows, width):
 # %% ../nbs/01a_duplicates.ipynb #2a7afa76
 def near_duplicates(texts, threshold=NEAR):  # [(i, j, similarity)] with i < j, sorted
     "All pairs of texts of at least this similarity; of exactly equal texts each is paired with the first only."
+    import numpy as np
     if isinstance(threshold, bool) or not isinstance(threshold, (int, float)) or not 0 < threshold <= 1:
         raise CaiError(f"the threshold is a similarity above 0 and up to 1, not {threshold!r}.")
     first, found = {}, []
