@@ -348,8 +348,8 @@ def _load(source):
 
 # %% ../nbs/01_constitution.ipynb #20146fab
 def _to_yaml(constitution):
-    data = {"name": constitution.name, "description": constitution.description}
-    data = {key: text for key, text in data.items() if text} | {"principles": _plain_data(constitution.principles)}
+    about = {"description": constitution.description} if constitution.description else {}
+    data = {"name": constitution.name, **about, "principles": _plain_data(constitution.principles)}
     return yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=110)
 
 # %% ../nbs/01_constitution.ipynb #a425213a
