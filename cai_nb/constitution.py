@@ -13,7 +13,6 @@ import math
 import os
 import random
 import re
-from collections import Counter
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Literal, get_args
@@ -22,7 +21,7 @@ import yaml
 from pydantic import Field, StringConstraints, TypeAdapter, ValidationError
 
 from .dialogue import CaiError, Html, data_files, escape, from_paper, nearest, table_html, user, visible
-from .records import KINDS
+from .records import KINDS, read_text
 from .schema import read_yaml
 
 # %% ../nbs/01_constitution.ipynb #dd9036c2
@@ -33,12 +32,10 @@ class ConstitutionError(CaiError):
 SPLITS = ("train", "judge", "heldout")
 _Text = Annotated[str, StringConstraints(strict=True, strip_whitespace=True, min_length=1)]
 
-
 class _Form:
     "A part of a file: keys that it does not know are refused."
 
     __pydantic_config__ = {"extra": "forbid"}
-
 
 class _Item(_Form):
     "What an exemplar and a labelled preference pair have in common."
@@ -47,7 +44,6 @@ class _Item(_Form):
     def messages(self):
         'The prompt as a dialogue; one that begins with "Human:" holds several turns in the paper\'s form.'
         return from_paper(self.prompt) if self.prompt.startswith("Human:") else [user(self.prompt)]
-
 
 @dataclass(frozen=True)
 class Exemplar(_Item):
@@ -62,7 +58,6 @@ class Exemplar(_Item):
     category: _Text = ""  # of harm, or of everyday question
     source: _Text = ""  # who wrote the response
     split: Literal[SPLITS] = "train"
-
 
 @dataclass(frozen=True)
 class LabelledPair(_Item):
@@ -100,26 +95,19 @@ class Principle(_Form):
         return bool(self.critique and self.revision) if use == "critique" else bool(self.comparison)
 
 # %% ../nbs/01_constitution.ipynb #aba9b3e6
-def digest(
-    *key,  # strings and numbers
-):  # whole number of 64 bits
-    "A number that depends on `key` alone, not on the process (as `hash` does)."
+def digest(*key):  # whole number of 64 bits
+    "A number that depends on `key` (strings and numbers) alone, not on the process (as `hash` does)."
     text = json.dumps(key, ensure_ascii=True, default=str)
     return int.from_bytes(hashlib.sha256(text.encode("ascii")).digest()[:8], "big")
 
-
-def rng(
-    *key,  # what the randomness is for: strings and numbers, such as a prompt's id and the round
-    seed=0,  # the run's seed
-):  # random.Random
-    "A random generator of its own for each key: neither the order of calls nor an interruption changes a draw."
+def rng(*key, seed=0):  # random.Random
+    "A random generator of its own for a run's `seed` and what it is for, such as a prompt's id and the round."
     return random.Random(digest(seed, *key))
 
 # %% ../nbs/01_constitution.ipynb #4cd61fc2
 def plain(text):
     "`text` as words in lower case, for comparing texts: punctuation and spacing do not count."
     return " ".join(re.findall(r"\w+", text.casefold())) or text.strip()
-
 
 def split_of(prompt):
     "The split that a prompt's items belong to: train 60 %, judge 20 %, heldout 20 %; by its words alone."
@@ -131,6 +119,17 @@ def _check_known(value, known, what):
     if value not in known:
         raise ConstitutionError(f'{what} "{visible(value)}" is unknown: {nearest(value, known)}')
 
+def _repeated_ids(principles):
+    "(path in the file, id) of what has an earlier one's id: records refer to principles, exemplars and pairs by it."
+    seen = set()
+    for i, principle in enumerate(principles):
+        entries = [(("principles", i), principle)]
+        for which in ("exemplars", "pairs"):
+            entries += [(("principles", i, which, k), item) for k, item in enumerate(getattr(principle, which))]
+        for path, entry in entries:
+            if (path[-2], entry.id) in seen:
+                yield path, entry.id
+            seen.add((path[-2], entry.id))
 
 class _Principled:
     "What a constitution and an ensemble have in common: `name`, `principles` and what can be asked about them."
@@ -169,21 +168,17 @@ class _Principled:
             _check_known(split, SPLITS, "split")
         return [(p, item) for p in self for item in getattr(p, which) if split in (None, item.split)]
 
-    def _check_use(self, use, able):
-        "Errors that `draw` has to explain."
+    def _able(self, use):
+        "The principles that have the texts for `use`; an error if there is none."
         _check_known(use, ("critique", "comparison"), "use")
-        if not able:
-            raise ConstitutionError(f"{visible(self.name)} has no principle for {use}: add its texts, or take another.")
+        if able := [p for p in self if p.serves(use)]:
+            return able
+        raise ConstitutionError(f"{visible(self.name)} has no principle for {use}: add its texts, or take another.")
 
     def _check_ids(self):
-        "Every principle, exemplar and pair needs an id of its own: records refer to it."
-        lists = {"principle": [p.id for p in self], "exemplar": [e.id for _, e in self.exemplars()],
-                 "pair": [j.id for _, j in self.pairs()]}
-        for what, ids in lists.items():
-            for id, n in Counter(ids).items():
-                if n > 1:
-                    raise ConstitutionError(f'{visible(self.name)}: the {what} id "{visible(id)}" is used twice; '
-                                            "give each its own.")
+        for path, id in _repeated_ids(self.principles):
+            what = f'{path[-2].removesuffix("s")} id "{visible(id)}"'
+            raise ConstitutionError(f"{visible(self.name)}: the {what} is used twice; give each its own.")
 
     def __repr__(self):
         return f"{type(self).__name__}({self.name!r}, {len(self)} principles, {self.fingerprint})"
@@ -196,18 +191,14 @@ class _Principled:
         return Html(f"<b>{escape(self.name)}</b> ({line}, fingerprint {self.fingerprint})" + table_html(rows))
 
 # %% ../nbs/01_constitution.ipynb #707341ad
-def _plain_data(thing):
-    "A principle or an item as a dict of what it holds, defaults left out: what a file says about it."
-    out = {}
-    for field in fields(thing):
-        value = getattr(thing, field.name)
-        if value != field.default:
-            out[field.name] = [_plain_data(item) for item in value] if isinstance(value, tuple) else value
-    return out
+_PRINCIPLES = TypeAdapter(tuple[Principle, ...])
 
+def _plain_data(principles):
+    "Principles as dicts of what they hold, defaults left out: what a file says about them."
+    return list(_PRINCIPLES.dump_python(principles, exclude_defaults=True))
 
 def _fingerprint(principles):
-    text = json.dumps([_plain_data(p) for p in principles], ensure_ascii=True, sort_keys=True)
+    text = json.dumps(_plain_data(principles), ensure_ascii=True, sort_keys=True)
     return hashlib.sha256(text.encode("ascii")).hexdigest()[:12]
 
 # %% ../nbs/01_constitution.ipynb #08e6296c
@@ -224,16 +215,9 @@ class Constitution(_Principled):
         object.__setattr__(self, "fingerprint", _fingerprint(self.principles))  # 12 hexadecimal digits
         self._check_ids()
 
-    def draw(
-        self,
-        *key,  # what the draw is for, such as a prompt's id and the round
-        seed=0,  # the run's seed
-        use="critique",  # "critique" | "comparison": only principles that have the texts for it
-    ):  # Principle
-        "Draw one principle at random, each with the same probability."
-        able = [p for p in self if p.serves(use)]
-        self._check_use(use, able)
-        return rng("draw", use, *key, seed=seed).choice(able)
+    def draw(self, *key, seed=0, use="critique"):  # Principle
+        'One principle at random for a key, as `rng` has it, of those with texts for `use`, "critique" or "comparison".'
+        return rng("draw", use, *key, seed=seed).choice(self._able(use))
 
     def subset(self, ids):
         "The constitution of these principles alone, in this order (figure 6 asks what their number is worth)."
@@ -244,11 +228,8 @@ class Constitution(_Principled):
         return _to_yaml(self)
 
     @classmethod
-    def load(
-        cls,
-        source,  # a bundled name, a YAML file, or one of the paper's two JSON lists
-    ):  # Constitution
-        "Read and check a constitution."
+    def load(cls, source):  # Constitution
+        "Read and check a constitution: a bundled name, a YAML file, or one of the paper's two JSON lists."
         return source if isinstance(source, _Principled) else _load(source)
 
 # %% ../nbs/01_constitution.ipynb #d7babb09
@@ -260,7 +241,6 @@ class _File(_Form):
     principles: Annotated[tuple[Principle, ...], Field(min_length=1)]
     description: _Text = ""
 
-
 _FILE = TypeAdapter(_File)
 
 # %% ../nbs/01_constitution.ipynb #c4768b47
@@ -268,10 +248,8 @@ _FORMS = {"principles": Principle, "exemplars": Exemplar, "pairs": LabelledPair}
 _NAMES = {str: "text", bool: "true or false", int: "a number", float: "a number", list: "a list", dict: "a mapping",
           type(None): "empty"}
 
-
 def _name(value):
     return "an empty list" if value == [] else _NAMES.get(type(value), f"of the type {type(value).__name__}")
-
 
 def _explain(error, data):
     "(path, what is wrong there and what to write) of the first thing that pydantic found in `data`."
@@ -288,8 +266,7 @@ def _explain(error, data):
         of = f" of '{visible(data['id'])[:80]}'" if isinstance(data.get("id"), str) else ""
         return above, f"the key '{key}'{of} is missing; add '{key}: …'."
     if kind == "dataclass_type":
-        return path, (f"entry {key + 1} of '{above[-1]}' is {_name(value)}, but a mapping is expected; "
-                      "begin it with '- id: …'.")
+        return path, f"entry {key + 1} of '{above[-1]}' is {_name(value)}, not a mapping; begin it with '- id: …'."
     if kind in ("tuple_type", "too_short"):
         return path, f"'{key}' is {_name(value)}, but a list is expected; begin each of its entries with '- id: …'."
     if value is None or isinstance(value, str) and not value.strip():
@@ -303,31 +280,21 @@ def _explain(error, data):
 # %% ../nbs/01_constitution.ipynb #30462833
 def _broken_rules(principles):
     "(path, what is wrong there and what to write) for rules about more than one key."
-    ids = set()
-    for i, principle in enumerate(principles):
+    for i, p in enumerate(principles):
         at = ("principles", i)
         for key, other in (("critique", "revision"), ("revision", "critique")):
-            if key in principle and other not in principle:
+            if getattr(p, key) and not getattr(p, other):
                 yield (*at, key), f"'{key}' is without '{other}', and one needs the other; add '{other}: …'."
-        if "critique" not in principle and "comparison" not in principle:
-            yield at, (f"the principle '{visible(principle['id'])}' has no use; add 'critique: …' and "
-                       "'revision: …', or 'comparison: …'.")
-        entries = [("principle", at, principle)]
-        for which in ("exemplars", "pairs"):
-            entries += [(which, (*at, which, k), entry) for k, entry in enumerate(principle.get(which, ()))]
-        for which, path, entry in entries:
-            id = which, entry["id"].strip()
-            if id in ids:
-                yield (*path, "id"), f"the id '{visible(id[1])}' is used twice; give each entry its own."
-            ids.add(id)
-
+        if not p.critique and not p.comparison:
+            yield at, f"the principle '{visible(p.id)}' has no use; add 'critique:' and 'revision:', or 'comparison:'."
+    for path, id in _repeated_ids(principles):
+        yield (*path, "id"), f"the id '{visible(id)}' is used twice; give each entry its own."
 
 def _from_data(data, places, source):
     "A file's data as a constitution; its name may be left out, then it is the file's."
-
     def fail(path, what):
         where = next((places[path[:n]] for n in range(len(path), 0, -1) if path[:n] in places), source)
-        raise ConstitutionError(f"{where}: {what}")
+        raise ConstitutionError(f"{where}: {what}") from None
 
     if not isinstance(data, dict) or not data:
         fail((), f"the file is {_name(data)}, but it has to begin with 'name: …' and hold a list 'principles:'.")
@@ -336,11 +303,9 @@ def _from_data(data, places, source):
     try:
         file = _FILE.validate_python({"name": source.stem, **data})
     except ValidationError as error:
-        problem = _explain(error, data)
-    else:
-        problem = next(_broken_rules(data["principles"]), None)
-    if problem:
-        fail(*problem)
+        fail(*_explain(error, data))
+    for path, what in _broken_rules(file.principles):
+        fail(path, what)
     return Constitution(file.name, file.description, file.principles)
 
 # %% ../nbs/01_constitution.ipynb #1c02774e
@@ -348,7 +313,6 @@ def _request(text, head="", tail=""):
     "A request or question of the paper, without the words around it."
     text = text[0] if isinstance(text, list) and len(text) == 1 else text
     return text.strip().removeprefix(head).strip().removesuffix(tail).strip() if isinstance(text, str) else text
-
 
 def _paper_lists(data):
     "One of the paper's two lists in the form of our files; anything else is given back as it is."
@@ -363,44 +327,29 @@ def _paper_lists(data):
     return {"description": "Read from the paper's own file.", "principles": found}
 
 # %% ../nbs/01_constitution.ipynb #92ad1731
-def _find(source):
-    "The file that `source` means."
-    if not isinstance(source, (str, os.PathLike)) or not str(source).strip():
-        raise ConstitutionError(f"a constitution is loaded by name or file, not from {visible(repr(source))[:60]}.")
-    bundled, path = data_files("constitutions"), Path(source)
-    if str(source) in bundled:
-        return bundled[str(source)]
-    try:
-        if path.exists():
-            return path
-    except OSError as error:
-        raise ConstitutionError(f"{visible(source)[:80]}: cannot be read, {error.strerror}.") from None
-    if path.suffix or len(path.parts) > 1:
-        raise ConstitutionError(f"{visible(source)}: no such file. Bundled constitutions: {', '.join(bundled)}.")
-    raise ConstitutionError(f'no constitution is named "{visible(source)}": {nearest(source, bundled)}')
-
-
 def _load(source):
     "A constitution from a bundled name or a file."
-    path = _find(source)
+    if not isinstance(source, (str, os.PathLike)) or not str(source).strip():
+        raise ConstitutionError(f"a constitution is loaded by name or file, not from {visible(repr(source))[:60]}.")
+    bundled = data_files("constitutions")
+    path = bundled.get(str(source), Path(source))
+    if not os.path.exists(path):
+        if path.suffix or len(path.parts) > 1:
+            raise ConstitutionError(f"{visible(source)}: no such file. Bundled constitutions: {', '.join(bundled)}.")
+        raise ConstitutionError(f'no constitution is named "{visible(source)[:80]}": {nearest(source, bundled)}')
+    text = read_text(path, ConstitutionError)
+    if path.suffix != ".json":
+        return _from_data(*read_yaml(text, str(path), error=ConstitutionError), path)
     try:
-        text = path.read_bytes().decode("utf-8-sig")
-        data, places = (_paper_lists(json.loads(text)), {}) if path.suffix == ".json" else \
-            read_yaml(text, str(path), error=ConstitutionError)
-    except OSError as error:
-        raise ConstitutionError(f"{path}: cannot be read, {error.strerror}.") from None
-    except UnicodeDecodeError as error:
-        raise ConstitutionError(f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8 text.") from None
+        data = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ConstitutionError(f"{path}: broken JSON, {visible(error)[:80]}.") from None
-    return _from_data(data, places, path)
+    return _from_data(_paper_lists(data), {}, path)
 
 # %% ../nbs/01_constitution.ipynb #20146fab
 def _to_yaml(constitution):
-    data = {"name": constitution.name}
-    if constitution.description:
-        data["description"] = constitution.description
-    data["principles"] = [_plain_data(p) for p in constitution]
+    about = {"description": constitution.description} if constitution.description else {}
+    data = {"name": constitution.name, **about, "principles": _plain_data(constitution.principles)}
     return yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=110)
 
 # %% ../nbs/01_constitution.ipynb #a425213a
@@ -413,26 +362,22 @@ class Ensemble(_Principled):
     def __post_init__(self):
         members = []
         for constitution, weight in self.members:
-            number = isinstance(weight, (int, float)) and not isinstance(weight, bool)
-            if not number or not 0 < weight < math.inf:
+            if not isinstance(weight, (int, float)) or not 0 < weight < math.inf:
                 raise ConstitutionError(f"the weight {weight!r} of {constitution} must be a number above 0.")
             members.append((Constitution.load(constitution), float(weight)))
         if not members:
             raise ConstitutionError('an ensemble needs a constitution: write Ensemble([("harmlessness", 1.0)]).')
-        values = {
-            "members": tuple(members),
-            "name": "+".join(c.name for c, _ in members),
-            "description": " ".join(c.description for c, _ in members),
-            "principles": tuple(p for c, _ in members for p in c),
-            "fingerprint": f"{digest([(c.fingerprint, w) for c, w in members]):016x}"[:12],
-        }
-        for key, value in values.items():
-            object.__setattr__(self, key, value)
+        self.__dict__.update(  # the class is frozen
+            members=tuple(members),
+            name="+".join(c.name for c, _ in members),
+            description=" ".join(c.description for c, _ in members),
+            principles=tuple(p for c, _ in members for p in c),
+            fingerprint=f"{digest([(c.fingerprint, w) for c, w in members]):016x}"[:12])
         self._check_ids()
 
     def draw(self, *key, seed=0, use="critique"):
         "One principle at random for a `key`, as `Constitution.draw` does it."
+        self._able(use)  # says so if there is none
         able = [(c, w) for c, w in self.members if any(p.serves(use) for p in c)]
-        self._check_use(use, able)
         chosen = rng("member", use, *key, seed=seed).choices([c for c, _ in able], [w for _, w in able])[0]
         return chosen.draw(*key, seed=seed, use=use)

@@ -7,6 +7,7 @@ __all__ = ['NEAR', 'similarity', 'near_duplicates', 'audit']
 
 # %% ../nbs/01a_duplicates.ipynb #63f31190
 from collections import Counter
+from itertools import chain
 
 from .constitution import plain
 from .dialogue import CaiError, data_files, visible
@@ -19,11 +20,7 @@ def _shingles(text):
     words = plain(text).split()
     return frozenset(words) | frozenset(zip(words, words[1:]))
 
-
-def similarity(
-    a,  # text
-    b,  # text
-):  # 0 to 1
+def similarity(a, b):  # 0 to 1
     "Jaccard similarity of two texts: the shared part of all their words and word pairs."
     a, b = _shingles(a), _shingles(b)
     return len(a & b) / len(a | b) if a or b else 1.0
@@ -32,55 +29,38 @@ def similarity(
 NEAR = 0.5  # similarity from which two prompts count as the same
 
 # %% ../nbs/01a_duplicates.ipynb #7636737e
-def _shingle_matrix(sets):
-    "Sparse 0/1 matrix (texts, shingles), int32, with the rarest shingles in the first columns."
+def _sparse(rows, width):
+    "A sparse matrix, int32, with ones in these columns of each row."
     import numpy as np
     from scipy.sparse import csr_array
-    count = Counter(s for one in sets for s in one)
-    column = {s: i for i, s in enumerate(sorted(count, key=count.__getitem__))}
-    rows = [sorted(column[s] for s in one) for one in sets]
-    ends = np.cumsum([0] + [len(row) for row in rows])
-    flat = np.fromiter((c for row in rows for c in row), dtype=np.int32, count=ends[-1])
-    return csr_array((np.ones(len(flat), dtype=np.int32), flat, ends), shape=(len(sets), len(column)))
-
-
-def _rarest(matrix, keep):
-    "The matrix with only the first `keep[i]` entries of row i."
-    import numpy as np
-    from scipy.sparse import csr_array
-    sizes = np.diff(matrix.indptr)
-    place = np.arange(matrix.nnz) - np.repeat(matrix.indptr[:-1], sizes)
-    kept = place < np.repeat(keep, sizes)
-    ends = np.concatenate([[0], np.cumsum(np.minimum(keep, sizes))])
-    return csr_array((matrix.data[kept], matrix.indices[kept], ends), shape=matrix.shape)
+    ends = np.cumsum([0, *map(len, rows)])
+    flat = np.fromiter(chain.from_iterable(rows), dtype=np.int32, count=ends[-1])
+    return csr_array((np.ones(len(flat), dtype=np.int32), flat, ends), shape=(len(rows), width))
 
 # %% ../nbs/01a_duplicates.ipynb #2a7afa76
-def near_duplicates(
-    texts,  # list of texts
-    threshold=NEAR,  # similarity from which two of them count as the same, above 0 and up to 1
-):  # [(i, j, similarity)] with i < j, sorted; of exactly equal texts each is paired with the first only
-    "All pairs of texts that are nearly the same, without comparing most of the pairs."
+def near_duplicates(texts, threshold=NEAR):  # [(i, j, similarity)] with i < j, sorted
+    "All pairs of texts of at least this similarity; of exactly equal texts each is paired with the first only."
     import numpy as np
-
     if isinstance(threshold, bool) or not isinstance(threshold, (int, float)) or not 0 < threshold <= 1:
         raise CaiError(f"the threshold is a similarity above 0 and up to 1, not {threshold!r}.")
     first, found = {}, []
     for j, one in enumerate(map(_shingles, texts)):
         if first.setdefault(one, j) != j:
             found.append((first[one], j, 1.0))
-    origin = np.fromiter(first.values(), dtype=np.int64, count=len(first))  # place of each different text
-    if len(origin) < 2:
-        return found
-    matrix = _shingle_matrix(list(first))
-    sizes = np.diff(matrix.indptr)
+    origin = np.array([*first.values()], dtype=np.int64)  # place of each different text
+    count = Counter(chain.from_iterable(first))
+    column = {s: i for i, s in enumerate(sorted(count, key=count.__getitem__))}  # the rarest come first
+    rows = [sorted(column[s] for s in one) for one in first]
+    sizes = np.array([len(row) for row in rows])
     least = np.ceil(threshold * sizes - 1e-9).astype(np.int64)  # shared with any text that is near enough
-    rare = _rarest(matrix, np.minimum(sizes - least + 3, sizes))
+    matrix = _sparse(rows, len(column))
+    rare = _sparse([row[:n] for row, n in zip(rows, sizes - least + 3)], len(column))
     for start in range(0, len(origin), 256):
         hits = (rare[start : start + 256] @ rare[: start + 256].T).tocoo()
         a, b = hits.row + start, hits.col
         likely = (b < a) & (hits.data >= np.minimum(3, np.maximum(least[a], least[b])))
         a, b = a[likely], b[likely]
-        shared = np.asarray(matrix[a].multiply(matrix[b]).sum(axis=1)).ravel()
+        shared = matrix[a].multiply(matrix[b]).sum(axis=1)
         share = shared / (sizes[a] + sizes[b] - shared)
         near = share >= threshold - 1e-9
         found += zip(origin[b[near]].tolist(), origin[a[near]].tolist(), share[near].tolist())
@@ -93,18 +73,14 @@ def _tally(exemplars, pairs, key):
     return {value: {"exemplars": of_exemplars[value], "pairs": of_pairs[value]}
             for value in sorted(of_exemplars | of_pairs)}
 
-
 def _share(truths):
     return round(sum(truths) / len(truths), 4) if truths else None
-
 
 def _counts(constitution, exemplars, pairs):
     "Everything in a report that is a number."
     refusals = [(refuses(j.prompt, j.better), refuses(j.prompt, j.worse)) for j in pairs]
     return {
-        "principles": len(constitution),
-        "exemplars": len(exemplars),
-        "pairs": len(pairs),
+        "principles": len(constitution), "exemplars": len(exemplars), "pairs": len(pairs),
         "per_principle": {p.id: {"exemplars": len(p.exemplars), "pairs": len(p.pairs)} for p in constitution},
         "per_category": _tally(exemplars, pairs, "category"),
         "per_kind": _tally(exemplars, pairs, "kind"),
@@ -118,30 +94,25 @@ def _counts(constitution, exemplars, pairs):
 # %% ../nbs/01a_duplicates.ipynb #f52b4b50
 def _missing(constitution, exemplars, pairs):
     "Texts that a stage will want."
-    out = []
-    for p in constitution:
-        if p.comparison and not (p.better and p.worse):
-            out.append(f"{p.id}: no better and worse statement, so contrastive log-likelihood cannot use it")
+    out = [f"{p.id}: no better and worse statement, so contrastive log-likelihood cannot use it"
+           for p in constitution if p.comparison and not (p.better and p.worse)]
     for what, items, keys in (("exemplar", exemplars, ("prompt", "response", "critique", "revision")),
                               ("pair", pairs, ("prompt", "better", "worse", "reason"))):
         out += [f"{what} {i.id}: {key} is empty" for i in items for key in keys if not getattr(i, key).strip()]
     return out
 
-
 def _copies(exemplars, pairs):
     "Items that say what another one says, and items whose two responses are the same."
     out = []
-    for what, items, keys in (("exemplars", exemplars, ("prompt", "response", "critique")),
-                              ("pairs", pairs, ("prompt", "better", "worse"))):
+    for what, items, keys, same in (("exemplars", exemplars, ("prompt", "response", "critique"), "are the same"),
+                                    ("pairs", pairs, ("prompt", "better", "worse"), "are the same"),
+                                    ("exemplars", exemplars, ("critique",), "have the same critique"),
+                                    ("exemplars", exemplars, ("revision",), "have the same revision")):
         texts = [" ".join(getattr(i, key) for key in keys) for i in items]
-        out += [f"{what} {items[a].id} and {items[b].id} are the same" for a, b, _ in near_duplicates(texts, 0.8)]
-    for key in ("critique", "revision"):  # one that is used twice teaches to copy it
-        found = near_duplicates([getattr(e, key) for e in exemplars], 0.8)
-        out += [f"exemplars {exemplars[a].id} and {exemplars[b].id} have the same {key}" for a, b, _ in found]
+        out += [f"{what} {items[a].id} and {items[b].id} {same}" for a, b, _ in near_duplicates(texts, 0.8)]
     out += [f"exemplar {e.id}: the revision repeats the response" for e in exemplars
             if similarity(e.response, e.revision) > 0.8]
     return out + [f"pair {j.id}: the two responses are the same" for j in pairs if similarity(j.better, j.worse) > 0.8]
-
 
 def _leaks(items, prompts):
     "Prompts in two splits, or in the constitution and in what a model is trained or tested on."
@@ -156,7 +127,6 @@ def _leaks(items, prompts):
 
 # %% ../nbs/01a_duplicates.ipynb #2168f7f5
 _BOUNDS = {"better_is_longer": (0.35, 0.65), "refusal_wins": (0.0, 0.75)}  # asked of 20 pairs or more
-
 
 def audit(
     constitution,  # Constitution or Ensemble

@@ -14,7 +14,7 @@ from pathlib import Path
 from .constitution import digest, plain
 from .dialogue import CaiError, data_files, nearest, visible
 from .duplicates import NEAR, near_duplicates
-from .records import KINDS, numbered_jsonl, upgrade
+from .records import KINDS, numbered_jsonl, read_text, upgrade
 
 # %% ../nbs/03_prompts.ipynb #83ecc587
 class PromptError(CaiError):
@@ -24,7 +24,6 @@ class PromptError(CaiError):
 # columns that may hold the prompt; the first that is there is taken
 _COLUMNS = ("prompt", "instruction", "question", "query", "messages", "conversations", "transcript", "chosen", "text")
 _FIRST = re.compile(r"\s*Human:(.*?)(?:\n\n(?:Human|Assistant):|\Z)", re.DOTALL)
-
 
 def _first_turn(value):
     "The human's first words in any of the forms that data sets use, or None."
@@ -36,12 +35,10 @@ def _first_turn(value):
             return message.get("content", message.get("value"))
     return None
 
-
 def _as_prompt(row, id, kind):
     "A row of a file or data set as a prompt record; its prompt is None where there is none."
     row = {"prompt": row} if isinstance(row, str) else upgrade(row)
-    column = next((c for c in _COLUMNS if c in row), None)
-    text = _first_turn(row[column]) if column else None
+    text = _first_turn(next((row[column] for column in _COLUMNS if column in row), None))
     if isinstance(text, str) and isinstance(row.get("input"), str) and row["input"].strip():
         text = f"{text}\n\n{row['input']}"  # instruction data sets keep the material apart
     category = row.get("category") or row.get("tags") or ""
@@ -55,27 +52,20 @@ def _as_prompt(row, id, kind):
     }
 
 # %% ../nbs/03_prompts.ipynb #be0a6eef
-def _text_lines(path):
-    "(line number, text) of a text file, without the blank lines."
-    try:
-        lines = path.read_bytes().decode("utf-8-sig").split("\n")
-    except UnicodeDecodeError as error:
-        raise PromptError(f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8 text.") from None
-    except OSError as error:
-        raise PromptError(f"{path}: cannot be read, {error.strerror}.") from None
-    return [(i, line) for i, line in enumerate(lines, 1) if line.strip()]
-
-
 def _from_file(path, kind):
     "Prompt records of a .jsonl file (one object a line) or a .txt file (one prompt a line)."
+    if path.suffix == ".txt":
+        rows = [(n, line) for n, line in enumerate(read_text(path, PromptError).split("\n"), 1) if line.strip()]
+    else:
+        rows = numbered_jsonl(path, PromptError)
     records = []
-    for number, row in _text_lines(path) if path.suffix == ".txt" else numbered_jsonl(path, PromptError):
+    for number, row in rows:
         if not isinstance(row, (dict, str)):
             raise PromptError(f'{path}, line {number}: not an object; write {{"prompt": "…"}}.')
         record = _as_prompt(row, f"{path.stem}-{number:04d}", kind or "harmful")
         if record["prompt"] is None:
             raise PromptError(f'{path}, line {number}: no prompt; write {{"prompt": "…"}} with some text in it.')
-        said = upgrade(row).get("kind", kind) if isinstance(row, dict) else kind
+        said = upgrade(row).get("kind") if isinstance(row, dict) else None
         if said not in (None, *KINDS):
             raise PromptError(f'{path}, line {number}: the kind "{visible(said)[:60]}" is unknown; '
                               f"{nearest(said, KINDS)} Or leave the key out.")
@@ -83,7 +73,6 @@ def _from_file(path, kind):
     if not records:
         raise PromptError(f"{path}: the file is empty; write one prompt a line.")
     return records
-
 
 def _drop_duplicates(name, records):
     "Each prompt once; a warning counts the others."
@@ -114,7 +103,6 @@ def hub_rows(name):
         first = (visible(error).strip() or type(error).__name__).splitlines()[0][:160]
         raise PromptError(f'the data set "{visible(address)}" cannot be loaded from the hub ({first}): check the name, '
                           "the split and the network, or use a bundled set or a .jsonl file.") from error
-
 
 def _from_hub(name, kind):
     "Prompt records of a data set of the hub."
@@ -153,9 +141,7 @@ def load_prompts(
     queue = sorted(range(len(records)), key=lambda i: digest("limit", seed, plain(records[i]["prompt"])))
     return [records[i] for i in sorted(queue[:limit])]
 
-
 _OLD_SETS = {"redteam": "harmful", "helpful": "benign", "overrefusal": "over_refusal"}
-
 
 def _find_prompts(name):
     "The file that a name or path means."
@@ -176,34 +162,13 @@ def _find_prompts(name):
 def _prompt_text(prompt):
     return prompt["prompt"] if isinstance(prompt, dict) else prompt
 
-
-def deduplicate(
-    prompts,  # prompt records, or texts
-    threshold=NEAR,  # similarity from which two prompts are the same (see `similarity` in 01a)
-):  # those that are left, in their order
-    "Leave out prompts that are nearly the same as an earlier one that stays."
+def deduplicate(prompts, threshold=NEAR):  # those that are left, in their order
+    "Leave out prompts (records or texts) whose `similarity` with an earlier one that stays reaches the threshold."
     prompts, gone = list(prompts), set()
     for i, j, _ in sorted(near_duplicates([_prompt_text(p) for p in prompts], threshold), key=lambda f: (f[1], f[0])):
         if i not in gone:
             gone.add(j)
     return [p for i, p in enumerate(prompts) if i not in gone]
-
-# %% ../nbs/03_prompts.ipynb #a2231149
-def _groups(texts, threshold):
-    "Lists of indices: texts that are near-duplicates of each other, directly or through others."
-    parent = list(range(len(texts)))
-
-    def root(i):
-        while parent[i] != i:
-            parent[i] = i = parent[parent[i]]
-        return i
-
-    for i, j, _ in near_duplicates(texts, threshold):
-        parent[max(root(i), root(j))] = min(root(i), root(j))
-    groups = {}
-    for i in range(len(texts)):
-        groups.setdefault(root(i), []).append(i)
-    return list(groups.values())
 
 # %% ../nbs/03_prompts.ipynb #93e22157
 def split_prompts(
@@ -213,11 +178,15 @@ def split_prompts(
     threshold=NEAR,  # similarity from which two prompts stay together
 ):  # (train, heldout), each in the order given; neither is empty if there are two different prompts
     "Split by content: near-duplicates stay together, and neither order nor other prompts change a prompt's side."
+    from scipy.cluster.hierarchy import DisjointSet
     if isinstance(heldout, bool) or not isinstance(heldout, (int, float)) or not 0 < heldout < 1:
         raise PromptError(f"heldout is a share between 0 and 1, not {heldout!r}.")
     prompts = list(prompts)
     texts = [_prompt_text(p) for p in prompts]
-    groups = _groups(texts, threshold)
+    together = DisjointSet(range(len(texts)))
+    for i, j, _ in near_duplicates(texts, threshold):
+        together.merge(i, j)
+    groups = together.subsets()
     place = [digest("heldout", seed, min(plain(texts[i]) for i in group)) / 2**64 for group in groups]
     order = sorted(range(len(groups)), key=place.__getitem__)
     n_out = sum(p < heldout for p in place)

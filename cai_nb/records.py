@@ -10,6 +10,7 @@ __all__ = ['KINDS', 'GROUPS', 'QUESTIONS', 'TYPES', 'RecordError', 'prompt_group
 # %% ../nbs/00a_records.ipynb #c6855bd3
 import contextlib
 import json
+import mmap
 import os
 import shutil
 import warnings
@@ -33,45 +34,31 @@ _OLD_METHODS = {"judge": "probe", "likelihood_contrast": "contrastive", "written
 _OLD_FIELDS = {"outside": "residual_probability", "reached": "reasoning_completed",  # of a comparison
                "because": "attributions", "shots": "exemplars"}
 
-
-def prompt_group(
-    record,  # any record with `kind` and, where it is true, `over_refusal`
-):  # one of `GROUPS`
+def prompt_group(record):  # one of `GROUPS`
     "The group of prompts that a record is counted in."
     return "over_refusal" if record.get("over_refusal") else record["kind"]
 
-
-def kind_of(
-    record,  # any record
-):  # one of `KINDS`; a record that does not say counts as harmful
-    "The kind of a record's prompt."
+def kind_of(record):  # one of `KINDS`
+    "The kind of a record's prompt; a record that does not say counts as harmful."
     return "benign" if record.get("kind") == "benign" else "harmful"
 
-
-def upgrade(
-    record,  # a record of a run folder, of any version
-):  # the same record, with today's names
+def upgrade(record):  # the same record, with today's names
     "Translate the names that records of earlier versions use."
-    kind, changes = record.get("kind"), {}
-    if "finished" in record and "responses" in record:  # of a pair: nothing reads it
-        record = {k: v for k, v in record.items() if k != "finished"}
-    if "finished" in record and isinstance(record.get("completion"), list):  # of an example
-        changes["learn_end"] = record["finished"]
-        record = {k: v for k, v in record.items() if k != "finished"}
-    if kind in _OLD_KINDS:
-        changes["kind"] = _OLD_KINDS[kind]
-    if kind == "overrefusal":
-        changes["over_refusal"] = True
-    if record.get("method") in _OLD_METHODS:
-        changes["method"] = _OLD_METHODS[record["method"]]
-    if record.get("model") == "start" and "sample" in record:  # a response of the initial policy
-        changes["model"] = "initial"
-    if "p_first" in record:
-        record = {_OLD_FIELDS.get(key, key): value for key, value in record.items()}
-    if isinstance(record.get("completion"), str) and ("model" in record or "rollout" in record):
-        changes["response"] = record["completion"]  # a completion is messages
-        record = {k: v for k, v in record.items() if k != "completion"}
-    return {**record, **changes} if changes else record
+    new = {_OLD_FIELDS.get(key, key): value for key, value in record.items()} if "p_first" in record else dict(record)
+    if "responses" in new:  # a pair; nothing reads whether its responses ended by themselves
+        new.pop("finished", None)
+    if "finished" in new and isinstance(new.get("completion"), list):  # an example
+        new["learn_end"] = new.pop("finished")
+    if new.get("kind") == "overrefusal":
+        new["over_refusal"] = True
+    for key, names in (("kind", _OLD_KINDS), ("method", _OLD_METHODS)):
+        if str(new.get(key)) in names:
+            new[key] = names[new[key]]
+    if new.get("model") == "start" and "sample" in new:  # a response of the initial policy
+        new["model"] = "initial"
+    if isinstance(new.get("completion"), str) and ("model" in new or "rollout" in new):
+        new["response"] = new.pop("completion")  # a completion is messages
+    return record if new == record else new
 
 # %% ../nbs/00a_records.ipynb #410844ee
 class Message(TypedDict):
@@ -79,7 +66,6 @@ class Message(TypedDict):
 
     role: Literal["system", "user", "assistant"]
     content: str
-
 
 class _Record(TypedDict):
     "What every record has."
@@ -97,7 +83,6 @@ class Prompt(_Record):
     prompt: str  # one turn, the human's words
     part: NotRequired[Literal["train", "rl", "heldout"]]  # of a run: who may see it; "rl": not in stage 1
 
-
 class Step(TypedDict):
     "The first response (without critique and principle), or one revision."
 
@@ -107,7 +92,6 @@ class Step(TypedDict):
     flags: list[str]  # reasons not to train on the text; see `flags` in notebook 04
     exemplars: list[str]  # ids of the exemplars shown to the critic
 
-
 class Example(_Record):
     "A dialogue to imitate: what SFT trains on besides revisions (section 3.3)."
 
@@ -116,7 +100,6 @@ class Example(_Record):
     learn_end: NotRequired[bool]  # False: the text is cut off, and that it ends there is not learnt
     model: NotRequired[str]  # id of the model that was sampled
     seed: NotRequired[int]
-
 
 class Revision(_Record):
     "Critique and revision of one response (section 3.1 of the paper), with its whole trace."
@@ -143,7 +126,6 @@ class Pair(_Record):
     model: NotRequired[str]  # id of the model that was sampled
     settings: NotRequired[dict]  # temperature and max_tokens
     seed: NotRequired[int]
-
 
 class Comparison(_Record):
     "A pair with its label (sections 4.1 and 4.3). Further keys say how the label came about."
@@ -174,7 +156,6 @@ class Rollout(_Record):
     boilerplate: NotRequired[bool]  # whether it paid the boilerplate penalty; without the penalty, no such key
     kl: float  # log-ratio of policy to reference at the sampled tokens, summed, in nats
 
-
 class Response(_Record):
     "What a policy says to a held-out prompt (stage 6)."
 
@@ -190,36 +171,27 @@ class Response(_Record):
     temperature: float
     seed: int
 
-
 TYPES = {"prompt": Prompt, "revision": Revision, "example": Example, "pair": Pair, "comparison": Comparison,
          "rollout": Rollout, "response": Response}
 
 # %% ../nbs/00a_records.ipynb #dfaea2e8
-def check_record(
-    kind,  # "prompt" | "revision" | "example" | "pair" | "comparison" | "rollout" | "response"
-    record,  # dict
-):  # the same record, or a `RecordError` that names the key
-    "Check that a record has the keys and values of its type."
+def check_record(kind, record):  # the same record, or a `RecordError` that names the key
+    "Check that a record has the keys and values of its type, `TYPES[kind]`."
     from pydantic import TypeAdapter, ValidationError
-
     try:
         TypeAdapter(TYPES[kind]).validate_python(record)
     except ValidationError as error:
         first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
         key = ".".join(map(str, first["loc"])) or "the record"
-        what = first["msg"]
-        if first["type"] == "extra_forbidden":
-            what = f"unknown key; {nearest(key, TYPES[kind].__annotations__)}"
+        unknown = first["type"] == "extra_forbidden"
+        what = f"unknown key; {nearest(key, TYPES[kind].__annotations__)}" if unknown else first["msg"]
         name = visible(record.get("id", "?")) if isinstance(record, dict) else "?"
         raise RecordError(f'{kind} "{name}": {key}: {what}') from None
     return record
 
 # %% ../nbs/00a_records.ipynb #7cf4715b
-def write_text(
-    path,  # the file; its folder is made if need be
-    text,  # what it is to hold
-):
-    "Write a text file whole or not at all."
+def write_text(path, text):
+    "Write a text file whole or not at all; its folder is made if need be."
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
@@ -229,18 +201,11 @@ def write_text(
         os.fsync(file.fileno())
     part.replace(path)
 
-
-def write_json(
-    path,  # the file
-    value,  # anything that JSON can hold; what it cannot, such as a path, is written as text
-):
-    "Write a JSON file whole or not at all."
+def write_json(path, value):
+    "Write a JSON file whole or not at all; what JSON cannot hold, such as a path, is written as text."
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False, default=str))
 
-
-def read_json(
-    path,  # the file
-):  # dict, or None if the file is missing or broken
+def read_json(path):  # dict, or None if the file is missing or broken
     "Read a JSON object."
     try:
         value = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -250,10 +215,8 @@ def read_json(
 
 # %% ../nbs/00a_records.ipynb #19cdf590
 @contextlib.contextmanager
-def whole_folder(
-    path,  # the folder; what has that name already is replaced at the end
-):  # context manager that gives the folder to write into
-    "Write a folder whole or not at all: it has its name only once the block has ended without an error."
+def whole_folder(path):  # context manager that gives the folder to write into
+    "Write a folder whole or not at all: once the block ends without an error, it replaces what has that name."
     path = Path(path)
     part = path.with_name(path.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
@@ -264,11 +227,17 @@ def whole_folder(
     part.replace(path)
 
 # %% ../nbs/00a_records.ipynb #23eb96cd
-def numbered_jsonl(
-    path,  # a file of JSON lines
-    error=RecordError,  # class of the error that is raised
-):  # iterator over (line number, value); blank lines are skipped
-    "Read JSON lines one at a time, each with the number of its line."
+def read_text(path, error=RecordError):
+    "The text of a UTF-8 file, without its byte-order mark."
+    try:
+        return Path(path).read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as problem:
+        raise error(f"{path}: byte {problem.start} is not UTF-8; save the file as UTF-8 text.") from None
+    except OSError as problem:
+        raise error(f"{path}: cannot be read, {problem.strerror}.") from None
+
+def numbered_jsonl(path, error=RecordError):  # iterator over (line number, value)
+    "Read JSON lines one at a time, without the blank ones; `error` is the class of error for a broken line."
     number = 0
     try:
         with open(path, "rb") as lines:
@@ -283,12 +252,9 @@ def numbered_jsonl(
                     "(a stage makes a missing record anew).") from None
 
 # %% ../nbs/00a_records.ipynb #17c3f4d1
-def iter_jsonl(
-    path,  # a file of JSON lines
-):  # iterator over its values, records with today's names
+def iter_jsonl(path):  # iterator over its values, records with today's names
     "Read JSON lines one at a time; the file is never in memory as a whole."
     return (upgrade(value) if isinstance(value, dict) else value for _, value in numbered_jsonl(path))
-
 
 def read_jsonl(path):
     "All values of a file of JSON lines, as a list."
@@ -302,7 +268,6 @@ def _plain_value(value):
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     raise TypeError(f"it holds a {type(value).__name__}")
-
 
 def _line(record):
     "A record as one line of plain ASCII."
@@ -329,22 +294,10 @@ def _append(path, data):
                 file.truncate(size)
             raise
 
-
-def _cut_off_tail(path, block=1 << 16):
-    "The bytes after the last newline, read from the end, however long the file is."
-    chunks = [b""]
-    with open(path, "rb") as file:
-        at = file.seek(0, os.SEEK_END)
-        while at > 0 and b"\n" not in chunks[-1]:
-            step = min(block, at)
-            at = file.seek(at - step)
-            chunks.append(file.read(step))
-    return b"".join(reversed(chunks)).rpartition(b"\n")[2]
-
-
 def _repair(path):
-    "Complete or remove a last line that was cut off."
-    tail = _cut_off_tail(path)
+    "Complete or remove a last line that was cut off, in a file that is not empty."
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        tail = data[data.rfind(b"\n") + 1 :]
     try:
         complete = isinstance(json.loads(tail), dict)
     except (ValueError, RecursionError):
@@ -361,24 +314,18 @@ class Records:
     "A file of JSON lines to which records are appended."
 
     def __init__(self, path):  # the file; the first record creates it
-        self.path = Path(path)
-        self._ids = self._count = None
+        self.path, self._ids = Path(path), None
         try:
-            if self.path.exists():
+            if self.path.exists() and self.path.stat().st_size:
                 _repair(self.path)
         except OSError as error:
             raise RecordError(f"{self.path}: cannot be opened, {error.strerror}.") from None
-
-    def __repr__(self):
-        return f"Records({str(self.path)!r})"
 
     def __iter__(self):
         return iter_jsonl(self.path) if self.path.exists() else iter(())
 
     def __len__(self):
-        if self._count is None:
-            self._count = sum(1 for _ in self)
-        return self._count
+        return sum(1 for _ in self)
 
     @property
     def ids(self):
@@ -400,7 +347,5 @@ class Records:
         except OSError as error:
             raise RecordError(f"{self.path}: cannot be written, {error.strerror}; what was there is kept. "
                               "Make room or choose another folder, then start again.") from None
-        if self._count is not None:
-            self._count += len(records)
         if self._ids is not None:
             self._ids |= {record.get("id") for record in records}

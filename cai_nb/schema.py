@@ -96,8 +96,7 @@ def read_yaml(
         said = [getattr(e, name, None) for name in ("context", "problem", "reason")]
         problem = visible(" ".join(x for x in said if x) or "not YAML")
         if not mark:
-            raise error(f"{source}: broken YAML ({problem}); save it as plain text without control characters"
-                        ) from None
+            raise error(f"{source}: broken YAML ({problem}); save it without control characters") from None
         advice = "look at the indentation, the colons and the quotes there and in the line above"
         if "\t" in "".join(text.splitlines()[mark.line : mark.line + 1]):
             advice = "YAML knows no tabs, indent with spaces"

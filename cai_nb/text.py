@@ -10,16 +10,11 @@ __all__ = ['words', 'sentences', 'content_words', 'ngrams', 'repetition', 'compl
 import re
 
 # %% ../nbs/00c_text.ipynb #8ba861cf
-def words(
-    text,
-):  # list of words, in lower case
+def words(text):  # list of words, in lower case
     "The words of a text; curly apostrophes count as straight ones."
     return re.findall(r"[^\W_]+(?:'[^\W_]+)?", text.lower().replace("’", "'"))
 
-
-def sentences(
-    text,
-):  # list of texts
+def sentences(text):  # list of texts
     "The sentences of a text: split after . ! ? and at line breaks."
     parts = re.split(r"(?<=[.!?])[\"')\]]*\s+|\n+", text.strip().replace("’", "'"))
     return [p.strip() for p in parts if p.strip()]
@@ -37,35 +32,22 @@ those though through to too under until up us use used using very want wants was
 when where whether which while who whom whose why will with without won't would yes yet you you'd you'll you're
 you've your yours yourself""".split())
 
-
 def _stem(word):
     "A word without the most common endings, so that vote, votes, voted and voting are one; crude on purpose."
-    word = word.removesuffix("'s")
-    for ending in ("ings", "ing", "edly", "ied", "ies", "ed", "es", "ly", "s"):
-        if word.endswith(ending) and len(word) - len(ending) >= 3:
-            word = word[: -len(ending)]
-            break
+    word = re.sub("(?<=...)(ings|ing|edly|ied|ies|ed|es|ly|s)$", "", word.removesuffix("'s"))
     return word.rstrip("eyi") if len(word) > 3 else word
-
 
 def content_words(text):
     "The stems of the words that carry meaning: without grammar words and single letters."
     return [_stem(w) for w in words(text) if w not in _STOP and len(w) > 1]
 
 # %% ../nbs/00c_text.ipynb #d9387d06
-def ngrams(
-    words,  # list
-    n,  # length of a sequence
-):  # list of tuples; empty if there are fewer than n words
-    "All sequences of `n` neighbouring words, in order."
+def ngrams(words, n):  # list of tuples; empty if there are fewer than n words
+    "All sequences of `n` neighbouring words of a list, in order."
     return list(zip(*(words[i:] for i in range(n)), strict=False))
 
-
-def repetition(
-    words,  # list
-    n=3,  # length of a sequence
-):  # 0 to 1; 0 for fewer than n words
-    "The share of n-grams that have occurred before."
+def repetition(words, n=3):  # 0 to 1; 0 for fewer than n words
+    "The share of a list's n-grams that have occurred before."
     grams = ngrams(words, n)
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
@@ -112,19 +94,12 @@ _REFUSAL = phrases(r"""
     we do(n't| not) use this language
 """, respond=_RESPOND, made=_MADE)
 
-
-def refusing_clauses(
-    response,  # text
-):  # list of (sentence, match)
+def refusing_clauses(response):  # list of (sentence, match)
     "The sentences that refuse, of the first three and the last one."
     parts = sentences(response)
     found = [(s, _REFUSAL.search(s.lower())) for s in parts[:3] + parts[3:][-1:]]
     return [(s, match) for s, match in found if match]
 
-
-def refuses(
-    prompt,  # not read
-    response,  # text
-):  # bool
-    "Whether the response refuses in so many words, in its first three sentences or its last one."
+def refuses(prompt, response):  # bool
+    "Whether the response refuses in so many words, in its first three sentences or its last one; `prompt` is not read."
     return bool(refusing_clauses(response))

@@ -141,7 +141,7 @@ def test_whatever_a_json_file_holds_the_error_is_ours(tmp_path, value):
 @pytest.mark.parametrize("name, says", [
     ("harmlesness", 'did you mean "harmlessness"'), ("zzz", "anti-overreaction, harmlessness, helpfulness"),
     ("no/such.yaml", "no such file"), ("such.yaml", "no such file"), (None, "by name or file"), ("", "by name or file"),
-    ("x" * 5000, "cannot be read"), ("\0", "no constitution")])
+    ("x" * 5000, "no constitution is named"), ("\0", "no constitution")])
 def test_an_unknown_name_is_told_the_nearest(name, says):
     with pytest.raises(ConstitutionError, match=says) as error:
         Constitution.load(name)
