@@ -41,12 +41,11 @@ def revision_messages(prompt, response, principle,  # as for `critique_messages`
                       critique=None,  # text; None: revise without a critique (paper, section 3.5)
                       exemplars=()):
     "The dialogue whose next assistant turn is the revision (paper, section 3.1)"
-    if critique is None:
-        shown = [m for e in exemplars for m in exemplar_messages(e, principle, critique=False)]
-        before = [*shown, *as_messages(prompt), assistant(response or "…")]
-    else:
-        before = [*critique_messages(prompt, response, principle, exemplars), assistant(critique or "…")]
-    return [*before, user(REVISION + principle.revision)]
+    shown = [m for e in exemplars for m in exemplar_messages(e, principle, critique is not None)]
+    messages = [*shown, *as_messages(prompt), assistant(response or "…")]
+    if critique is not None:
+        messages += [user(CRITIQUE + principle.critique), assistant(critique or "…")]
+    return [*messages, user(REVISION + principle.revision)]
 
 # %% ../nbs/04_revision.ipynb #aa8b8713
 def pick_exemplars(principle, prompt,  # text, or a dialogue, of which the last turn counts
@@ -165,11 +164,11 @@ def revise(policy,              # LanguageModel that gives the first response
            records=None,        # Records to append to; prompts that have a record are skipped
            judge=None) -> list[dict]:  # picks among several candidates
     "Critique and revise (paper, section 3.1): one record with the whole trace for each prompt"
-    critic, out = critic or policy, []
-    done = records.ids if records is not None else set()
-    for at in range(0, len(prompts), config.block):
-        block = prompts[at:at + config.block]
-        if all(x["id"] in done for x in block): continue
+    critic, records = critic or policy, [] if records is None else records
+    done = {r["id"] for r in records}
+    todo = [x for x in prompts if x["id"] not in done]
+    for at in range(0, len(todo), config.block):
+        block = todo[at:at + config.block]
         first = sample_texts(policy, [as_messages(x["prompt"]) for x in block], config,
                              [(x["id"], "response") for x in block], config.temperature, config.max_tokens, "responses")
         traces = [[{"text": t, "critique": None, "principle": None, "flags": flags(t), "exemplars": []}] for t in first]
@@ -178,10 +177,7 @@ def revise(policy,              # LanguageModel that gives the first response
             texts = [steps[-1]["text"] for steps in traces]
             new = revise_round(critic, block, texts, principles, config, r, judge)
             traces = [[*steps, step] for steps, step in zip(traces, new)]
-        made = [revision_record(x, steps, constitution, policy, critic, config) for x, steps in zip(block, traces)]
-        if records is not None: records.extend([m for m in made if m["id"] not in done])
-        out += made
-    if records is None: return out
+        records.extend(revision_record(x, s, constitution, policy, critic, config) for x, s in zip(block, traces))
     wanted = {x["id"] for x in prompts}
     return [r for r in records if r["id"] in wanted]
 
@@ -206,8 +202,7 @@ def trace_html(record):  # a revision record
     return Html("<div style='border-left:3px solid #8888;padding-left:1em'>" + "".join(parts) + "</div>")
 
 # %% ../nbs/04_revision.ipynb #d49970dd
-def critic_examples(constitutions,          # one Constitution, or several
-                    split: str = "train"):  # of the exemplars: train, judge or heldout
+def critic_examples(constitutions, split: str = "train"):  # one Constitution, or several
     "Prompt-completion examples for the critic; critique and revision are the assistant's turns"
     several = constitutions if isinstance(constitutions, (list, tuple)) else [constitutions]
     found = [(e.id, exemplar_messages(e, p)) for c in several for p, e in c.exemplars(split)]
