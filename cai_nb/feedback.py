@@ -70,7 +70,7 @@ def principle_for(pair, constitution, seed: int = 0):
     return constitution[named] if named else constitution.draw(pair["id"], seed=seed, use="comparison")
 
 def comparison_questions(pairs, principles, before=None, both_orders: bool = True) -> list:
-    "A list of dialogues for each order: the multiple choice about each pair, after the messages `before` of the pair."
+    "A list of dialogues for each order: the multiple choice about each pair, after its list of messages in `before`."
     asked = list(zip(pairs, principles, before or [[]]*len(pairs)))
     return [[[*shown, *comparison_question(pair["prompt"], *pair["responses"][::step], principle)]
              for pair, principle, shown in asked] for step in ((1, -1) if both_orders else (1,))]
@@ -240,7 +240,8 @@ def pointwise_scores(model, prompts, responses, principles, words=("Yes", "No"),
 def pointwise(
     model, pairs, constitution, seed: int = 0,
     scale: float = 1.0,  # multiplies the difference of two scores; `fit_temperature` finds it
-    words=("Yes", "No"), label_type: str = "soft", clamp=None, batch_size: int = 32,
+    words=("Yes", "No"),  # the two answers, one token each
+    label_type: str = "soft", clamp=None, batch_size: int = 32,
 ) -> list:  # comparison records
     "Label pairs by a score for each response."
     pairs = list(pairs)

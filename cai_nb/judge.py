@@ -114,7 +114,8 @@ class Judge:
 def standardise(self: Judge, prompts, responses, batch_size: int = 32) -> np.ndarray:
     "Standardised features of responses, (N, D)."
     dialogues = [[*as_messages(p), assistant(t)] for p, t in zip(prompts, responses)]
-    x = self.model.features(dialogues, layers=self.layers, batch_size=batch_size, question=self.question, desc="judging")
+    x = self.model.features(
+        dialogues, layers=self.layers, batch_size=batch_size, question=self.question, desc="judging")
     return (x - self.mean)/self.std
 
 @patch
@@ -176,7 +177,7 @@ def load(cls: Judge, path, model):  # `model`: the LanguageModel that the judge 
     "Read a judge; refused if it was fitted on another model."
     path = Path(path)
     try:
-        about = {"question": "", **json.loads((path/"judge.json").read_text())}
+        about = json.loads((path/"judge.json").read_text())
         with np.load(path/"judge.npz", allow_pickle=False) as z:
             arrays = {_OLD_ARRAYS.get(k, k): z[k] for k in z.files}
     except (OSError, ValueError, KeyError, EOFError) as e:
@@ -186,7 +187,8 @@ def load(cls: Judge, path, model):  # `model`: the LanguageModel that the judge 
         raise FeedbackError(f"this judge reads the hidden states of {about['report']['model']}, not of {model.id}: "
                             "load that model or fit a judge anew.")
     names = [{k: name[k] for k in ("id", "principle")} for name in about["names"]]
-    return cls(model, about["layers"], names=names, report=about["report"], question=about["question"], **arrays)
+    question = about.get("question", "")
+    return cls(model, about["layers"], names=names, report=about["report"], question=question, **arrays)
 
 # %% ../nbs/06a_judge.ipynb #b68af780
 class Judges:

@@ -135,17 +135,16 @@ def revise_round(critic,      # LanguageModel that criticises and revises
     "One critique and one revision of each response, as steps of a trace (paper, section 3.1)"
     shown = [pick_exemplars(p, x["prompt"], config.exemplars, config.seed) for p, x in zip(principles, prompts)]
     rows = list(zip(prompts, responses, principles, shown))
-    ids = [x["id"] for x in prompts]
     critiques = [None]*len(rows)
     with prefix_caching(critic):  # a revision's dialogue continues that of its critique
         if config.critique:
             asked = [critique_messages(x["prompt"], r, p, e) for x, r, p, e in rows]
-            critiques = sample_texts(critic, asked, config, [(id, round, "critique") for id in ids],
+            critiques = sample_texts(critic, asked, config, [(x["id"], round, "critique") for x in prompts],
                                      config.critic_temperature, config.critique_tokens, f"round {round}: critique")
         asked = [revision_messages(x["prompt"], r, p, c, e) for (x, r, p, e), c in zip(rows, critiques)]
         n = config.candidates
         texts = sample_texts(critic, [a for a in asked for _ in range(n)], config,
-                             [(id, round, "revision", j) for id in ids for j in range(n)],
+                             [(x["id"], round, "revision", j) for x in prompts for j in range(n)],
                              config.critic_temperature, config.max_tokens, f"round {round}: revision")
     sources = [text for p in set(principles) for e in p.exemplars for text in (e.critique, e.revision)]
     steps = []
