@@ -98,9 +98,7 @@ def provenance(model, constitution, principle, logp=None) -> dict:  # logp: (ord
 
 # %% ../nbs/06_feedback.ipynb #4e463df9
 def multiple_choice(
-    model,  # LanguageModel, the feedback model
-    pairs,  # pair records
-    constitution,  # Constitution or Ensemble
+    model, pairs, constitution,  # the feedback model, pair records, a Constitution or Ensemble
     seed: int = 0,  # of the draw of principles
     both_orders: bool = True,  # ask again with (A) and (B) exchanged, and average
     exemplars: int = 0, pick: str = "random",  # labelled pairs to show first, see `select_exemplars`
@@ -205,8 +203,7 @@ def chain_of_thought(
     model, pairs, constitution, seed: int = 0, both_orders: bool = True,
     exemplars: int = 2, pick: str = "random",  # with their reasons, see `select_exemplars`
     clamp=(0.4, 0.6),  # the paper's; None: the bare probabilities
-    max_tokens: int = 96,  # longest reasoning
-    temperature: float = 0.7,  # of the reasoning; the paper: 1
+    max_tokens: int = 96, temperature: float = 0.7,  # of the reasoning; the paper samples at 1
     label_type: str = "soft", batch_size: int = 32,
 ) -> list:  # comparison records, with `reasoning` and `reasoning_completed` for each order
     "Label pairs by reasoning before the choice (paper, section 4.1)."
@@ -220,10 +217,10 @@ def chain_of_thought(
     thoughts = [cut_reasoning(s.text, s.finished) for s in said]
     p, logp = option_probs(model, dialogues, [f"{REASON} {text}\n\n{ANSWER}" for text, _ in thoughts], batch_size)
     for i, pair in enumerate(pairs):
-        texts, completed = zip(*thoughts[i::len(pairs)])  # one of each for each order
+        texts, completed = map(list, zip(*thoughts[i::len(pairs)]))  # one of each for each order
         records.append(comparison_record(
-            pair, p[i], "chain_of_thought", label_type, clamp, exemplars=exemplars, reasoning=list(texts),
-            reasoning_completed=list(completed), **provenance(model, constitution, principles[i], logp[:, i])))
+            pair, p[i], "chain_of_thought", label_type, clamp, exemplars=exemplars, reasoning=texts,
+            reasoning_completed=completed, **provenance(model, constitution, principles[i], logp[:, i])))
     return records
 
 # %% ../nbs/06_feedback.ipynb #4eeb0904
@@ -273,8 +270,8 @@ def ensemble(
         mean = float(w @ p/w.sum())
         out.append(comparison_record(
             pair, mean, "ensemble", label_type, clamp, disagreement=float(np.sqrt(w @ (p - mean)**2/w.sum())),
-            principles=sorted({i for r in each for i in r["principles"]}), constitution=each[0]["constitution"],
-            model=each[0]["model"],
+            principles=sorted({i for r in each for i in r["principles"]}),
+            constitution=each[0]["constitution"], model=each[0]["model"],
             members=[{k: r[k] for k in ("method", "model", "principles", "p_first")} for r in each]))
     return out
 

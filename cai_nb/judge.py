@@ -73,7 +73,7 @@ def pair_features(model, pairs, layers=LAYERS, question: str = "", batch_size: i
     return x.reshape(len(pairs), 2, -1)
 
 class Judge:
-    "A linear probe on a model's hidden states that was taught by labelled pairs which of two responses is better."
+    "A linear probe on a model's hidden states that has learnt from labelled pairs which of two responses is better."
 
     def __init__(self, model, layers, mean, std, training_differences, dual_weights, names, report, question=""):
         self.model, self.layers, self.names, self.report, self.question = model, tuple(layers), names, report, question
@@ -94,8 +94,7 @@ class Judge:
     def from_features(
         cls, model, x,  # what `pair_features` gives, (N, 2, D)
         pairs, layers=LAYERS, seed: int = 0,  # of the folds
-        revisions: float = 0.3,  # weight of an exemplar's revision; a labelled pair has 1
-        question: str = "",
+        revisions: float = 0.3, question: str = "",  # weight of an exemplar's revision; a labelled pair has 1
     ):
         "Learn from features that were read already."
         flat = x.reshape(-1, x.shape[-1])

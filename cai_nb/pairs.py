@@ -46,8 +46,7 @@ def sample_pairs(
     model,  # LanguageModel: SL-CAI in the paper
     prompts,  # prompt records: id, prompt, kind, category
     n: int = 1,  # pairs for each prompt; the paper: 1
-    max_tokens: int = 64,  # longest response
-    temperature: float = 1.0,  # above 0; the paper: 1
+    max_tokens: int = 64, temperature: float = 1.0,  # of a response; the paper samples at 1
     seed: int = 0, batch_size: int = 32,
     tries: int = 3,  # how often an empty or equal pair is sampled
     records=None,  # Records to append to; pairs that it holds already are not sampled again

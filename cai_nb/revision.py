@@ -125,12 +125,9 @@ def sample_texts(model, dialogues, config, keys, temperature, max_tokens, desc):
     return [completion.complete_sentences for completion in found]
 
 # %% ../nbs/04_revision.ipynb #171fea6f
-def revise_round(critic,      # LanguageModel that criticises and revises
-                 prompts,     # prompt records (`id`, `prompt`)
-                 responses,   # texts to revise, one for each prompt
-                 principles,  # the principle that was drawn for each prompt
-                 config,      # RevisionConfig
-                 round: int,  # from 1; part of every key
+def revise_round(critic, prompts,        # LanguageModel that criticises and revises; prompt records (`id`, `prompt`)
+                 responses, principles,  # for each prompt the text to revise, and the principle that was drawn
+                 config, round: int,     # RevisionConfig; the round counts from 1 and is part of every key
                  judge=None) -> list[dict]:  # picks among several candidates
     "One critique and one revision of each response, as steps of a trace (paper, section 3.1)"
     shown = [pick_exemplars(p, x["prompt"], config.exemplars, config.seed) for p, x in zip(principles, prompts)]
@@ -165,9 +162,9 @@ def revise(policy,              # LanguageModel that gives the first response
     "Critique and revise (paper, section 3.1): one record with the whole trace for each prompt"
     critic, records = critic or policy, [] if records is None else records
     done = {r["id"] for r in records}
-    todo = [x for x in prompts if x["id"] not in done]
-    for at in range(0, len(todo), config.block):
-        block = todo[at:at + config.block]
+    for at in range(0, len(prompts), config.block):
+        block = prompts[at:at + config.block]  # made as a whole or not at all: flags depend on the principles in it
+        if all(x["id"] in done for x in block): continue
         first = sample_texts(policy, [as_messages(x["prompt"]) for x in block], config,
                              [(x["id"], "response") for x in block], config.temperature, config.max_tokens, "responses")
         traces = [[{"text": t, "critique": None, "principle": None, "flags": flags(t), "exemplars": []}] for t in first]
@@ -176,7 +173,8 @@ def revise(policy,              # LanguageModel that gives the first response
             texts = [steps[-1]["text"] for steps in traces]
             new = revise_round(critic, block, texts, principles, config, r, judge)
             traces = [[*steps, step] for steps, step in zip(traces, new)]
-        records.extend(revision_record(x, s, constitution, policy, critic, config) for x, s in zip(block, traces))
+        made = [revision_record(x, steps, constitution, policy, critic, config) for x, steps in zip(block, traces)]
+        records.extend(m for m in made if m["id"] not in done)
     wanted = {x["id"] for x in prompts}
     return [r for r in records if r["id"] in wanted]
 
