@@ -22,17 +22,11 @@ from .pairs import same_text
 # %% ../nbs/06_feedback.ipynb #284f5128
 ANSWER = "The answer is: ("  # how the reply starts
 
-
 class FeedbackError(CaiError):
     "Pairs that cannot be labelled; the message says which, and what to do."
 
-
-def comparison_question(
-    prompt,  # messages, or the human's text
-    a: str, b: str,  # options (A) and (B)
-    principle,  # its `comparison` is the question
-) -> list:  # messages
-    "The multiple choice of the paper's section 4.1."
+def comparison_question(prompt, a: str, b: str, principle) -> list:  # messages
+    "The multiple choice of section 4.1: the principle's `comparison` as the question, options (A) and (B)."
     conversation = to_paper(as_messages(prompt)).strip()
     return [user(f"Consider the following conversation between a human and an assistant:\n\n{conversation}\n\n"
                  f"{principle.comparison}\n\nOptions:\n(A) {a}\n(B) {b}")]
@@ -55,17 +49,13 @@ def make_label(
 
 # %% ../nbs/06_feedback.ipynb #e15c5aba
 def comparison_record(
-    pair,  # pair record: id, prompt, two responses
-    p,  # P(its first response is better)
-    method,  # how that was found
+    pair, p, method,  # a pair record, P(its first response is better), and how that was found
     label_type="soft", clamp=None,  # see `make_label`
     **provenance,  # principles, constitution, model, and what else the number was made of
 ) -> dict:
     "A comparison: `chosen`, `rejected`, `label` = P(chosen is better), and where it comes from."
-    if same_text(*pair["responses"]):
-        raise FeedbackError(f"pair {pair['id']}: both responses are the same, nothing to compare; leave it out.")
-    if not all(text.strip() for text in pair["responses"]):
-        raise FeedbackError(f"pair {pair['id']}: a response is empty; leave the pair out.")
+    if same_text(*pair["responses"]) or not all(text.strip() for text in pair["responses"]):
+        raise FeedbackError(f"pair {pair['id']}: both responses are the same, or one is empty; leave the pair out.")
     label, p = make_label(p, label_type, clamp), float(p)
     chosen, rejected = pair["responses"] if label >= 0.5 else pair["responses"][::-1]
     return {"id": pair["id"], "kind": pair.get("kind", ""), "category": pair.get("category", ""),
@@ -76,25 +66,18 @@ def comparison_record(
 # %% ../nbs/06_feedback.ipynb #ea6343c0
 def principle_for(pair, constitution, seed: int = 0):
     "The principle to compare a pair under: the one that it names, or one drawn (the paper: a new one each time)."
-    if pair.get("principle"):
-        return constitution[pair["principle"]]
-    return constitution.draw(pair["id"], seed=seed, use="comparison")
+    named = pair.get("principle")
+    return constitution[named] if named else constitution.draw(pair["id"], seed=seed, use="comparison")
 
-
-def comparison_questions(
-    pairs, principles,
-    before=None,  # messages to show first, a list for each pair: exemplars
-    both_orders: bool = True,  # ask again with (A) and (B) exchanged
-) -> list:  # a list of dialogues for each order
-    "The multiple choice about each pair."
+def comparison_questions(pairs, principles, before=None, both_orders: bool = True) -> list:
+    "A list of dialogues for each order: the multiple choice about each pair, after its list of messages in `before`."
     asked = list(zip(pairs, principles, before or [[]]*len(pairs)))
     return [[[*shown, *comparison_question(pair["prompt"], *pair["responses"][::step], principle)]
              for pair, principle, shown in asked] for step in ((1, -1) if both_orders else (1,))]
 
 # %% ../nbs/06_feedback.ipynb #b77df32e
 def option_probs(
-    model,
-    dialogues,  # what `comparison_questions` gives
+    model, dialogues,  # what `comparison_questions` gives
     prefix=ANSWER,  # how the reply starts: a text, or one for each dialogue
     batch_size: int = 32,
 ):  # (N,) P(first response is better), and log-probabilities of A and B, (orders, N, 2)
@@ -105,23 +88,17 @@ def option_probs(
     p_a = expit(logp[..., 0] - logp[..., 1])  # among the two letters
     return np.mean([p_a[0], *(1 - p for p in p_a[1:])], axis=0), logp  # exchanged, (A) is the second response
 
-
-def provenance(
-    model, constitution, principle,
-    logp=None,  # (orders, 2) of one pair, where the question was a multiple choice
-) -> dict:
+def provenance(model, constitution, principle, logp=None) -> dict:  # logp: (orders, 2) of a multiple choice, in nats
     "Where a label comes from: principle, constitution, model, and the log-probabilities that were measured."
     found = {"principles": [principle.id], "constitution": constitution.fingerprint, "model": model.id}
-    if logp is None:
-        return found
-    return {**found, "logprobs": {order: row.tolist() for order, row in zip(("first", "second"), logp)},
-            "residual_probability": float(1 - np.exp(logp).sum(-1).mean())}
+    if logp is not None:
+        found["logprobs"] = {order: row.tolist() for order, row in zip(("first", "second"), logp)}
+        found["residual_probability"] = float(1 - np.exp(logp).sum(-1).mean())
+    return found
 
 # %% ../nbs/06_feedback.ipynb #4e463df9
 def multiple_choice(
-    model,  # LanguageModel, the feedback model
-    pairs,  # pair records
-    constitution,  # Constitution or Ensemble
+    model, pairs, constitution,  # the feedback model, pair records, a Constitution or Ensemble
     seed: int = 0,  # of the draw of principles
     both_orders: bool = True,  # ask again with (A) and (B) exchanged, and average
     exemplars: int = 0, pick: str = "random",  # labelled pairs to show first, see `select_exemplars`
@@ -142,11 +119,12 @@ def multiple_choice(
 def position_bias(records) -> dict:  # records of `multiple_choice`, asked in both orders
     "How far the position of a response decides; a tie counts as half an (A)."
     logp = np.array([[r["logprobs"]["first"], r["logprobs"]["second"]] for r in records])  # (N, orders, letters)
-    a = np.where(logp[..., 0] == logp[..., 1], 0.5, logp[..., 0] > logp[..., 1])
-    same_option = a[:, 0]*a[:, 1] + (1 - a[:, 0])*(1 - a[:, 1])
-    return {"rate_a": float(a.mean()),  # how often the answer is (A); 0.5 without label bias
+    odds = logp[..., 0] - logp[..., 1]
+    a = (np.sign(odds) + 1)/2  # 1: the answer is (A), 0: it is (B)
+    same_option = a.prod(1) + (1 - a).prod(1)
+    return {"rate_a": float(a.mean()),  # 0.5 without label bias
             "position_bias_rate": float(same_option.mean()),  # how often a pair gets the same letter in both orders
-            "mean_p_a": float(expit(logp[..., 0] - logp[..., 1]).mean()),
+            "mean_p_a": float(expit(odds).mean()),
             "residual_probability": float(1 - np.exp(logp).sum(-1).mean()), "n": len(logp)}
 
 # %% ../nbs/06_feedback.ipynb #73382cf1
@@ -171,7 +149,6 @@ def contrastive_log_likelihood(
     return [comparison_record(pair, p[i], "contrastive", label_type, clamp, scale=scale, contrast=contrast[i].tolist(),
                               **provenance(model, constitution, principles[i])) for i, pair in enumerate(pairs)]
 
-
 def _good_and_bad(principle):
     "What is said of an assistant that follows a principle, and of one that does not."
     if not (principle.better and principle.worse):
@@ -182,14 +159,12 @@ def _good_and_bad(principle):
 REASON = "Let's think step by step:"  # how reasoning starts
 _NAMED = re.compile(r"\bthe (better|worse) (?:answer|response|one|letter|line|note|script|speech)\b", re.I)
 
-
 def select_exemplars(
-    pair, constitution,
-    n: int,  # how many
+    pair, constitution, n: int,
     pick: str = "random",  # one draw for all pairs, as in the paper; or "similar": by words shared with the prompt
     seed: int = 0,
 ) -> list:  # of (principle, labelled pair of the constitution)
-    "Exemplars to show before the question about a pair: from the training split, and never about the same prompt."
+    "`n` exemplars to show before the question about a pair: training pairs, and never about the same prompt."
     if pick not in ("random", "similar"):
         raise FeedbackError(f"pick={pick!r}: write 'random' or 'similar'.")
     prompt = as_messages(pair["prompt"])
@@ -203,21 +178,13 @@ def select_exemplars(
 
     return sorted(pool, key=rank)[:n]
 
-
-def reason_with_letters(
-    reason: str,  # as a constitution has it: "The better answer warns, while the other …"
-    better: str,  # "A" or "B": the letter of the better response
-) -> str:
-    "A reason in the letters that the two responses were dealt."
+def reason_with_letters(reason: str, better: str) -> str:
+    'A reason of a constitution ("The better answer warns, …") in letters; `better`: the better response\'s, A or B.'
     letter = {"better": better, "worse": "BA"["AB".index(better)]}
     return _NAMED.sub(lambda found: f"({letter[found[1].lower()]})", reason)
 
-
-def exemplar_turns(
-    exemplars,  # what `select_exemplars` gives
-    reasons: bool = False,  # with their reasons, for chain of thought
-) -> list:  # messages
-    "Exemplars as questions and answers; the better response is (A) in every second one."
+def exemplar_turns(exemplars, reasons: bool = False) -> list:  # messages
+    "Exemplars as questions and answers, with `reasons` for chain of thought; (A) is better in every second one."
     messages = []
     for k, (principle, x) in enumerate(exemplars):
         letter = "AB"[k % 2]
@@ -232,13 +199,11 @@ def cut_reasoning(text: str, finished: bool):
     reasoning, *answer = re.split(r"The answer is:? *\(", text, maxsplit=1)
     return reasoning.strip(), bool(answer) or finished
 
-
 def chain_of_thought(
     model, pairs, constitution, seed: int = 0, both_orders: bool = True,
     exemplars: int = 2, pick: str = "random",  # with their reasons, see `select_exemplars`
     clamp=(0.4, 0.6),  # the paper's; None: the bare probabilities
-    max_tokens: int = 96,  # longest reasoning
-    temperature: float = 0.7,  # of the reasoning; the paper: 1
+    max_tokens: int = 96, temperature: float = 0.7,  # of the reasoning; the paper samples at 1
     label_type: str = "soft", batch_size: int = 32,
 ) -> list:  # comparison records, with `reasoning` and `reasoning_completed` for each order
     "Label pairs by reasoning before the choice (paper, section 4.1)."
@@ -252,19 +217,15 @@ def chain_of_thought(
     thoughts = [cut_reasoning(s.text, s.finished) for s in said]
     p, logp = option_probs(model, dialogues, [f"{REASON} {text}\n\n{ANSWER}" for text, _ in thoughts], batch_size)
     for i, pair in enumerate(pairs):
-        texts, completed = zip(*thoughts[i::len(pairs)])  # one of each for each order
+        texts, completed = map(list, zip(*thoughts[i::len(pairs)]))  # one of each for each order
         records.append(comparison_record(
-            pair, p[i], "chain_of_thought", label_type, clamp, exemplars=exemplars, reasoning=list(texts),
-            reasoning_completed=list(completed), **provenance(model, constitution, principles[i], logp[:, i])))
+            pair, p[i], "chain_of_thought", label_type, clamp, exemplars=exemplars, reasoning=texts,
+            reasoning_completed=completed, **provenance(model, constitution, principles[i], logp[:, i])))
     return records
 
 # %% ../nbs/06_feedback.ipynb #4eeb0904
-def pointwise_scores(
-    model, prompts, responses, principles,  # all (N,)
-    words=("Yes", "No"),  # the two answers, one token each
-    batch_size: int = 32,
-) -> np.ndarray:  # (N,) in nats
-    "How much rather the model says yes to a principle's good sentence about a response than to its bad one."
+def pointwise_scores(model, prompts, responses, principles, words=("Yes", "No"), batch_size: int = 32) -> np.ndarray:
+    "(N,) nats: how much rather the model says yes to a principle's good sentence about a response than to its bad one."
     question = 'Does this sentence describe your last reply? "{}" Answer with ' + " or ".join(words) + "."
     dialogues = [[*as_messages(prompt), assistant(response or "…"), user(question.format(sentence))]
                  for prompt, response, principle in zip(prompts, responses, principles)
@@ -273,11 +234,11 @@ def pointwise_scores(
     odds = logp[..., 0] - logp[..., 1]  # (N, sentences)
     return odds[:, 0] - odds[:, 1]
 
-
 def pointwise(
     model, pairs, constitution, seed: int = 0,
     scale: float = 1.0,  # multiplies the difference of two scores; `fit_temperature` finds it
-    words=("Yes", "No"), label_type: str = "soft", clamp=None, batch_size: int = 32,
+    words=("Yes", "No"),  # the two answers, one token each
+    label_type: str = "soft", clamp=None, batch_size: int = 32,
 ) -> list:  # comparison records
     "Label pairs by a score for each response."
     pairs = list(pairs)
@@ -292,8 +253,7 @@ def pointwise(
 
 # %% ../nbs/06_feedback.ipynb #a785d740
 def ensemble(
-    pairs,
-    members,  # a list of comparison records for each member, all about these pairs
+    pairs, members,  # for each member a list of comparison records, all about these pairs
     weights=None,  # of the members; default: equal
     label_type: str = "soft", clamp=None,
 ) -> list:  # comparison records, with `disagreement` and what each member said
@@ -310,20 +270,17 @@ def ensemble(
         mean = float(w @ p/w.sum())
         out.append(comparison_record(
             pair, mean, "ensemble", label_type, clamp, disagreement=float(np.sqrt(w @ (p - mean)**2/w.sum())),
-            principles=sorted({i for r in each for i in r["principles"]}), constitution=each[0]["constitution"],
-            model=each[0]["model"],
+            principles=sorted({i for r in each for i in r["principles"]}),
+            constitution=each[0]["constitution"], model=each[0]["model"],
             members=[{k: r[k] for k in ("method", "model", "principles", "p_first")} for r in each]))
     return out
 
-
 def over_principles(
     label_pairs,  # a method: function (pairs, constitution) -> comparison records
-    pairs, constitution,
-    n: int,  # principles for each pair, drawn without repetition
-    seed: int = 0, **settings,  # of `ensemble`
+    pairs, constitution, n: int, seed: int = 0, **settings,  # of `ensemble`
 ) -> list:  # comparison records
-    "Label each pair under several principles and average."
-    n, drawn = min(n, sum(bool(principle.comparison) for principle in constitution)), {}
+    "Label each pair under `n` principles, drawn without repetition, and average."
+    n, drawn = min(n, len(constitution.for_comparison)), {}
     for pair in pairs:
         draws, mine = 0, {}
         while len(mine) < n:  # as the constitution draws them, its members' weights included
@@ -334,16 +291,11 @@ def over_principles(
     return ensemble(pairs, [label_pairs(mine, constitution) for mine in members], **settings)
 
 # %% ../nbs/06_feedback.ipynb #b13b78db
-def label_all(
-    label_pairs,  # a function pairs -> comparison records
-    pairs,
-    records,  # `Records` to append to
-    block: int = 256,  # pairs between two writes
-) -> list:  # all records, in the order of the pairs
-    "Label the pairs that are not in `records` yet."
+def label_all(label_pairs, pairs, records, block: int = 256) -> list:  # all records, in the order of the pairs
+    "Label the pairs that are not in `records` yet by `label_pairs(pairs)`; append the records, `block` at a time."
     ids = [pair["id"] for pair in pairs]
     if len(set(ids)) < len(ids):
-        raise FeedbackError("two pairs have the same id; a record could not say which it belongs to.")
+        raise FeedbackError("two pairs have the same id; give each its own.")
     todo = [pair for pair in pairs if pair["id"] not in records.ids]
     for start in range(0, len(todo), block):
         records.extend(label_pairs(todo[start:start + block]))

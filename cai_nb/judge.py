@@ -13,10 +13,9 @@ import numpy as np
 from fastcore.basics import patch
 from scipy.special import expit
 
-from .dialogue import assistant
+from .dialogue import as_messages, assistant
 from .feedback import FeedbackError, comparison_record
-from .pairs import as_messages
-from .records import _OLD_KINDS, KINDS, kind_of
+from .records import _OLD_KINDS, KINDS, kind_of, read_json
 from .stats import accuracy, fit_temperature
 
 # %% ../nbs/06a_judge.ipynb #c6c313ad
@@ -36,15 +35,14 @@ def fit_antisymmetric(
     weight = np.ones(n) if weight is None else np.asarray(weight, float)
     measured = np.ones(n, bool) if measured is None else np.asarray(measured, bool)
     if measured.sum() < 4 or len(set(groups)) < 2:
-        raise FeedbackError(f"{measured.sum()} labelled pairs over {len(set(groups))} prompts are too few to learn "
-                            "from: give at least four, over two prompts.")
+        raise FeedbackError(f"{measured.sum()} labelled pairs are too few: give at least four, over two prompts.")
     u, s, _ = np.linalg.svd(d, full_matrices=False)  # w lies in the span of the rows: the same problem in N dimensions
     z, unit = u*s, (s**2).sum()/n
 
     def coefficients(rows, strength):
         both, y = np.concatenate([z[rows], -z[rows]]), np.repeat([1, 0], len(rows))
-        fit = LogisticRegression(C=strength/unit/2, fit_intercept=False, max_iter=3000).fit
-        return fit(both, y, np.tile(weight[rows], 2)).coef_[0]
+        classifier = LogisticRegression(C=strength/unit/2, fit_intercept=False, max_iter=3000)
+        return classifier.fit(both, y, np.tile(weight[rows], 2)).coef_[0]
 
     parts = list(GroupKFold(min(folds, len(set(groups))), shuffle=True, random_state=seed).split(z, groups=groups))
     found = []
@@ -65,7 +63,6 @@ def fit_antisymmetric(
 # %% ../nbs/06a_judge.ipynb #d9a7046f
 LAYERS = (10, 18, 26)  # of the default model's 30; the evaluation's judge reads others
 
-
 def pair_features(model, pairs, layers=LAYERS, question: str = "", batch_size: int = 32) -> np.ndarray:
     "Features of labelled pairs, (N, 2, D), the better response first; see `LanguageModel.features`."
     pairs = list(pairs)
@@ -75,9 +72,8 @@ def pair_features(model, pairs, layers=LAYERS, question: str = "", batch_size: i
     x = model.features(dialogues, layers=layers, batch_size=batch_size, desc="reading exemplars", question=question)
     return x.reshape(len(pairs), 2, -1)
 
-
 class Judge:
-    "A linear probe on a model's hidden states that was taught by labelled pairs which of two responses is better."
+    "A linear probe on a model's hidden states that has learnt from labelled pairs which of two responses is better."
 
     def __init__(self, model, layers, mean, std, training_differences, dual_weights, names, report, question=""):
         self.model, self.layers, self.names, self.report, self.question = model, tuple(layers), names, report, question
@@ -98,8 +94,7 @@ class Judge:
     def from_features(
         cls, model, x,  # what `pair_features` gives, (N, 2, D)
         pairs, layers=LAYERS, seed: int = 0,  # of the folds
-        revisions: float = 0.3,  # weight of an exemplar's revision; a labelled pair has 1
-        question: str = "",
+        revisions: float = 0.3, question: str = "",  # weight of an exemplar's revision; a labelled pair has 1
     ):
         "Learn from features that were read already."
         flat = x.reshape(-1, x.shape[-1])
@@ -118,22 +113,19 @@ class Judge:
 def standardise(self: Judge, prompts, responses, batch_size: int = 32) -> np.ndarray:
     "Standardised features of responses, (N, D)."
     dialogues = [[*as_messages(p), assistant(t)] for p, t in zip(prompts, responses)]
-    x = self.model.features(dialogues, layers=self.layers, batch_size=batch_size, question=self.question,
-                            desc="judging")
+    x = self.model.features(
+        dialogues, layers=self.layers, batch_size=batch_size, question=self.question, desc="judging")
     return (x - self.mean)/self.std
-
 
 @patch
 def score(self: Judge, prompts, responses, batch_size: int = 32) -> np.ndarray:
     "A number for each response, (N,): σ of a difference within a prompt is the probability of being better."
     return self.standardise(prompts, responses, batch_size) @ self.weights if len(prompts) else np.zeros(0)
 
-
 @patch
 def prob_of(self: Judge, d) -> np.ndarray:  # (N, D) differences of features, a − b
     "P(a is better than b), (N,)."
     return expit((d/self.std) @ self.weights)
-
 
 @patch
 def prob(self: Judge, prompts, a, b, batch_size: int = 32) -> np.ndarray:
@@ -158,8 +150,7 @@ def label_pairs(
     x = self.standardise(prompts, texts, batch_size).reshape(len(pairs), 2, -1)
     dots = (x[:, 0] - x[:, 1]) @ self.training_differences.T.astype(np.float32)
     parts = dots*self.dual_weights  # (N, training pairs): each row adds up to the log-odds
-    log_odds = parts.sum(1)
-    for pair, row, mine, odds in zip(pairs, parts, x, log_odds):
+    for pair, row, mine, odds in zip(pairs, parts, x, parts.sum(1)):
         top = np.argsort(-row*np.sign(odds))[:attributions]
         named = [{**self.names[k], "log_odds": round(float(row[k]), 4)} for k in top]
         records.append(comparison_record(
@@ -169,8 +160,7 @@ def label_pairs(
     return records
 
 # %% ../nbs/06a_judge.ipynb #24f131c0
-_OLD_ARRAYS = {"training_differences": "shown", "dual_weights": "pull"}  # as earlier versions named them
-
+_OLD_ARRAYS = {"shown": "training_differences", "pull": "dual_weights"}  # as earlier versions named them
 
 @patch
 def save(self: Judge, path):
@@ -181,7 +171,6 @@ def save(self: Judge, path):
     about = {"layers": self.layers, "question": self.question, "names": self.names, "report": self.report}
     (Path(path)/"judge.json").write_text(json.dumps(about, indent=1))
 
-
 @patch(cls_method=True)
 def load(cls: Judge, path, model):  # `model`: the LanguageModel that the judge was fitted on
     "Read a judge; refused if it was fitted on another model."
@@ -189,8 +178,7 @@ def load(cls: Judge, path, model):  # `model`: the LanguageModel that the judge 
     try:
         about = json.loads((path/"judge.json").read_text())
         with np.load(path/"judge.npz", allow_pickle=False) as z:
-            arrays = {k: z[k if k in z else _OLD_ARRAYS.get(k, k)]
-                      for k in ("mean", "std", "training_differences", "dual_weights")}
+            arrays = {_OLD_ARRAYS.get(k, k): z[k] for k in z.files}
     except (OSError, ValueError, KeyError, EOFError) as e:
         raise FeedbackError(f"{path} holds no judge ({e}); Judge.save writes judge.npz and judge.json.") from None
     from cai_nb.loading import same_model
@@ -198,8 +186,8 @@ def load(cls: Judge, path, model):  # `model`: the LanguageModel that the judge 
         raise FeedbackError(f"this judge reads the hidden states of {about['report']['model']}, not of {model.id}: "
                             "load that model or fit a judge anew.")
     names = [{k: name[k] for k in ("id", "principle")} for name in about["names"]]
-    return cls(model, about["layers"], names=names, report=about["report"],
-               question=about.get("question", ""), **arrays)
+    question = about.get("question", "")
+    return cls(model, about["layers"], names=names, report=about["report"], question=question, **arrays)
 
 # %% ../nbs/06a_judge.ipynb #b68af780
 class Judges:
@@ -245,8 +233,7 @@ class Judges:
     @classmethod
     def load(cls, path, model):  # `model`: as for `Judge.load`
         "Read what `save` wrote."
-        try:
-            kinds = json.loads((Path(path)/"judges.json").read_text())["keys"]
-        except (OSError, ValueError, KeyError, TypeError) as e:
-            raise FeedbackError(f"{path} holds no judges ({e}); Judges.save writes judges.json.") from None
+        kinds = (read_json(Path(path)/"judges.json") or {}).get("keys")
+        if kinds is None:
+            raise FeedbackError(f"{path} holds no judges; Judges.save writes judges.json.")
         return cls({_OLD_KINDS.get(kind, kind): Judge.load(Path(path)/str(k), model) for k, kind in enumerate(kinds)})

@@ -67,10 +67,9 @@ def make_evaluation_judges(run):
     probes = get_judges(run, "judge") if max(count.values(), default=0) >= 8 else None
     found = {}
     for question, kind in QUESTIONS.items():
-        found[question] = {"rules": RuleJudge(question)}
-        if count[kind] >= 8:
-            found[question] = {"probe": probes.each[kind], **found[question]}
-        else:
+        found[question] = {"probe": probes.each[kind]} if count[kind] >= 8 else {}
+        found[question]["rules"] = RuleJudge(question)
+        if count[kind] < 8:
             run.note(f"the constitution has too few labelled pairs on {kind} prompts: the rules alone judge {question}")
     return found
 

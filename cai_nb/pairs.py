@@ -21,7 +21,6 @@ from .stats import accuracy
 class PairError(CaiError):
     "Pairs that cannot be sampled or read; the message says which, and what to do."
 
-
 def same_text(a: str, b: str) -> bool:
     "Whether two responses are equal but for spaces and case."
     return a.casefold().split() == b.casefold().split()
@@ -47,19 +46,16 @@ def sample_pairs(
     model,  # LanguageModel: SL-CAI in the paper
     prompts,  # prompt records: id, prompt, kind, category
     n: int = 1,  # pairs for each prompt; the paper: 1
-    max_tokens: int = 64,  # longest response
-    temperature: float = 1.0,  # above 0; the paper: 1
-    seed: int = 0,
-    batch_size: int = 32,
+    max_tokens: int = 64, temperature: float = 1.0,  # of a response; the paper samples at 1
+    seed: int = 0, batch_size: int = 32,
     tries: int = 3,  # how often an empty or equal pair is sampled
     records=None,  # Records to append to; pairs that it holds already are not sampled again
 ) -> list:  # pair records, in the order of the prompts
     "Two independent responses to each prompt (paper, section 4.1)."
     if temperature <= 0:
-        raise PairError(f"temperature={temperature}: two responses differ by chance alone, so it must be above 0; "
-                        "the paper takes 1.")
-    settings = {"temperature": temperature, "max_tokens": max_tokens}
-    done = {r["id"]: r for r in records} if records is not None else {}
+        raise PairError(f"temperature={temperature} must be above 0: two responses differ by chance alone.")
+    settings, records = {"temperature": temperature, "max_tokens": max_tokens}, [] if records is None else records
+    done = {r["id"]: r for r in records}
     wanted = [(f"{p['id']}-{k}", p) for p in prompts for k in range(n)]
     fits = model.fits([as_messages(p["prompt"]) for _, p in wanted], max_tokens)
     todo = [item for item, ok in zip(wanted, fits) if ok and item[0] not in done]
@@ -69,8 +65,7 @@ def sample_pairs(
         new = [{"id": i, "kind": p.get("kind", ""), "category": p.get("category", ""),
                 "prompt": as_messages(p["prompt"]), "responses": found[i],
                 "model": model.id, "seed": seed, "settings": settings} for i, p in block if i in found]
-        if records is not None:
-            records.extend(new)
+        records.extend(new)
         done |= {r["id"]: r for r in new}
     out = [done[i] for i, _ in wanted if i in done]
     if len(out) < len(wanted):
@@ -97,10 +92,8 @@ def labelled_pairs(
     return rows
 
 # %% ../nbs/05b_pairs.ipynb #70ac81ef
-def as_pairs(
-    labelled,  # what `labelled_pairs` gives
-) -> list:  # pair records; `better` is 0 or 1
-    "Labelled pairs as pair records, in an order drawn by id."
+def as_pairs(labelled) -> list:  # pair records; `better` is 0 or 1
+    "What `labelled_pairs` gives as pair records, the two responses in an order drawn by id."
     out = []
     for row in labelled:
         pair = {k: row[k] for k in ("id", "kind", "category", "source", "prompt", "principle")}
@@ -109,12 +102,8 @@ def as_pairs(
         out.append({**pair, "responses": responses, "better": int(swap)})
     return out
 
-
-def label_accuracy(
-    records,  # comparison records, of which `id` and `p_first` are read
-    pairs,  # the pairs that they label, as `as_pairs` gives them
-) -> dict:  # as `stats.accuracy`
-    "How often labels are right."
+def label_accuracy(records, pairs) -> dict:  # as `stats.accuracy`
+    "How often comparison records (`id` and `p_first`) are right about the pairs of `as_pairs` that they label."
     better = {pair["id"]: pair["better"] for pair in pairs}
     return accuracy([r["p_first"] for r in records], [better[r["id"]] == 0 for r in records])
 
@@ -124,17 +113,16 @@ def load_comparisons(
     kind: str | None = None,  # "harmful" | "benign": what the prompts ask for; None: by the source's name
 ) -> list:  # rows as `labelled_pairs` gives them
     "Labelled pairs from the paper's comparisons or hh-rlhf; lines that are no pair are counted in a warning."
-    source = str(source)
-    rows, out = list(hub_rows(source)) if source.startswith("hub:") else _json_lines(source), []
+    source, out = str(source), []
+    rows = list(hub_rows(source)) if source.startswith("hub:") else _json_lines(source)
     place = "-".join(Path(source.removeprefix("hub:")).parts[-2:])
     kind = kind or ("benign" if "helpful" in place and "harmless" not in place else "harmful")
     for number, row in enumerate(rows, 1):
         keys = ("chosen", "rejected") if "chosen" in row else ("text_correct", "text_incorrect")
-        if not isinstance(row, dict) or not all(k in row for k in keys):
-            raise PairError(f"{source}, line {number}: no comparison; a line needs chosen and rejected, or "
-                            "text_correct and text_incorrect, as dialogues.")
         try:
             (*prompt, better), (*other, worse) = (from_paper(row[k]) for k in keys)
+        except (KeyError, TypeError):
+            raise PairError(f"{source}, line {number}: no comparison; it needs chosen and rejected.") from None
         except CaiError:  # not a dialogue of alternating turns: counted below
             continue
         said = better["role"] == worse["role"] == "assistant"
@@ -145,20 +133,17 @@ def load_comparisons(
     if not out:
         raise PairError(f"{source} holds no comparison of two responses.")
     if len(out) < len(rows):
-        warnings.warn(f"{source}: {len(rows) - len(out)} of {len(rows)} left out: not two responses to one dialogue",
-                      stacklevel=2)
+        left = len(rows) - len(out)
+        warnings.warn(f"{source}: {left} of {len(rows)} left out: not two responses to one dialogue", stacklevel=2)
     return out
-
 
 def _json_lines(path):
     "The values of a file of JSON lines, which may be compressed."
     try:
         with (gzip.open if path.endswith(".gz") else open)(path, "rt", encoding="utf-8") as file:
             return [json.loads(line) for line in file if line.strip()]
-    except OSError as e:
-        raise PairError(f"{path} cannot be read ({e.strerror or e}); name a .jsonl or .jsonl.gz file.") from None
-    except ValueError as e:
-        raise PairError(f"{path} is no JSON lines ({e}); write an object on each line.") from None
+    except (OSError, ValueError) as e:
+        raise PairError(f"{path} cannot be read as JSON lines ({e}); name a .jsonl or .jsonl.gz file.") from None
 
 # %% ../nbs/05b_pairs.ipynb #7cf84f9e
 def labelled_comparisons(

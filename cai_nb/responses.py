@@ -8,6 +8,7 @@ __all__ = ['sample_responses']
 # %% ../nbs/03a_responses.ipynb #5c1511b8
 from pathlib import Path
 
+from .dialogue import as_messages
 from .records import RecordError, Records
 
 # %% ../nbs/03a_responses.ipynb #df0adc0c
@@ -15,32 +16,26 @@ def _response_records(name, model, wanted, settings, batch_size):
     "Sample a model's responses to [(prompt record, sample number)]."
     rows = []
     for prompt, k in wanted:
-        text = prompt["prompt"]
         about = {"over_refusal": True} if prompt.get("over_refusal") else {}
         rows.append({
             "id": prompt["id"], "kind": prompt.get("kind", ""), **about, "category": prompt.get("category", ""),
-            "prompt": [{"role": "user", "content": text}] if isinstance(text, str) else text,
-            "model": name, "model_id": getattr(model, "id", ""), "sample": k, **settings,
-        })
-    keys = [f"{r['id']}/{r['sample']}" for r in rows]
-    sampled = model.sample([r["prompt"] for r in rows], keys=keys, batch_size=batch_size, desc=f"{name}: responses",
-                           **settings)
+            "prompt": as_messages(prompt["prompt"]), "model": name, "model_id": getattr(model, "id", ""), "sample": k,
+            **settings})
+    dialogues, keys = [r["prompt"] for r in rows], [f"{r['id']}/{r['sample']}" for r in rows]
+    sampled = model.sample(dialogues, keys=keys, batch_size=batch_size, desc=f"{name}: responses", **settings)
     for row, completion in zip(rows, sampled, strict=True):
-        row["response"] = completion.complete_sentences
-        row["tokens"] = completion.tokens
-        row["finished"] = bool(completion.finished)
-        row["cut"] = completion.text[len(completion.complete_sentences):]
+        text = completion.complete_sentences
+        row.update(response=text, tokens=completion.tokens, finished=bool(completion.finished),
+                   cut=completion.text[len(text):])
     return rows
-
 
 def _sampled_before(records, settings):
     "{(model, prompt id, sample): record} of a file, whose responses must have been sampled with the same settings."
     done = {}
-    for r in records if records is not None else ():
+    for r in records:
         for key, value in settings.items():
             if r.get(key) != value:
-                raise RecordError(f"{records.path}: its responses were sampled with {key} = {r.get(key)}, not {value}; "
-                                  "write to another file or delete this one.")
+                raise RecordError(f"{records.path}: sampled with {key} = {r.get(key)}, not {value}; name another file.")
         done[r["model"], r["id"], r["sample"]] = r
     return done
 
@@ -48,9 +43,7 @@ def _sampled_before(records, settings):
 def sample_responses(
     models,  # {name: LanguageModel, or a function without arguments that loads one}
     prompts,  # prompt records: {"id", "kind", "category", "prompt": text or messages}
-    max_tokens=96,  # of a response
-    temperature=0.7,
-    seed=0,
+    max_tokens=96, temperature=0.7, seed=0,  # of a response
     samples=1,  # responses to each prompt
     records=None,  # a Records or a path: responses that are there are not sampled again
     batch_size=32,
@@ -58,6 +51,7 @@ def sample_responses(
     "The models' responses to the same prompts; a `RecordError` if `records` was sampled in another way."
     if isinstance(records, (str, Path)):
         records = Records(records)
+    records = [] if records is None else records
     settings = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
     done, found = _sampled_before(records, settings), {}
     wanted = [(p, k) for p in prompts for k in range(samples)]
@@ -67,9 +61,8 @@ def sample_responses(
             model = model()
         for at in range(0, len(missing), 4 * batch_size):
             rows = _response_records(name, model, missing[at : at + 4 * batch_size], settings, batch_size)
+            records.extend(rows)
             done |= {(name, r["id"], r["sample"]): r for r in rows}
-            if records is not None:
-                records.extend(rows)
         model = None  # free its memory before the next one is loaded
         found[name] = [done[name, p["id"], k] for p, k in wanted]
     return found

@@ -41,12 +41,11 @@ def revision_messages(prompt, response, principle,  # as for `critique_messages`
                       critique=None,  # text; None: revise without a critique (paper, section 3.5)
                       exemplars=()):
     "The dialogue whose next assistant turn is the revision (paper, section 3.1)"
-    if critique is None:
-        shown = [m for e in exemplars for m in exemplar_messages(e, principle, critique=False)]
-        before = [*shown, *as_messages(prompt), assistant(response or "…")]
-    else:
-        before = [*critique_messages(prompt, response, principle, exemplars), assistant(critique or "…")]
-    return [*before, user(REVISION + principle.revision)]
+    shown = [m for e in exemplars for m in exemplar_messages(e, principle, critique is not None)]
+    messages = [*shown, *as_messages(prompt), assistant(response or "…")]
+    if critique is not None:
+        messages += [user(CRITIQUE + principle.critique), assistant(critique or "…")]
+    return [*messages, user(REVISION + principle.revision)]
 
 # %% ../nbs/04_revision.ipynb #aa8b8713
 def pick_exemplars(principle, prompt,  # text, or a dialogue, of which the last turn counts
@@ -126,27 +125,23 @@ def sample_texts(model, dialogues, config, keys, temperature, max_tokens, desc):
     return [completion.complete_sentences for completion in found]
 
 # %% ../nbs/04_revision.ipynb #171fea6f
-def revise_round(critic,      # LanguageModel that criticises and revises
-                 prompts,     # prompt records (`id`, `prompt`)
-                 responses,   # texts to revise, one for each prompt
-                 principles,  # the principle that was drawn for each prompt
-                 config,      # RevisionConfig
-                 round: int,  # from 1; part of every key
+def revise_round(critic, prompts,        # LanguageModel that criticises and revises; prompt records (`id`, `prompt`)
+                 responses, principles,  # for each prompt the text to revise, and the principle that was drawn
+                 config, round: int,     # RevisionConfig; the round counts from 1 and is part of every key
                  judge=None) -> list[dict]:  # picks among several candidates
     "One critique and one revision of each response, as steps of a trace (paper, section 3.1)"
     shown = [pick_exemplars(p, x["prompt"], config.exemplars, config.seed) for p, x in zip(principles, prompts)]
     rows = list(zip(prompts, responses, principles, shown))
-    ids = [x["id"] for x in prompts]
     critiques = [None]*len(rows)
     with prefix_caching(critic):  # a revision's dialogue continues that of its critique
         if config.critique:
             asked = [critique_messages(x["prompt"], r, p, e) for x, r, p, e in rows]
-            critiques = sample_texts(critic, asked, config, [(id, round, "critique") for id in ids],
+            critiques = sample_texts(critic, asked, config, [(x["id"], round, "critique") for x in prompts],
                                      config.critic_temperature, config.critique_tokens, f"round {round}: critique")
         asked = [revision_messages(x["prompt"], r, p, c, e) for (x, r, p, e), c in zip(rows, critiques)]
         n = config.candidates
         texts = sample_texts(critic, [a for a in asked for _ in range(n)], config,
-                             [(id, round, "revision", j) for id in ids for j in range(n)],
+                             [(x["id"], round, "revision", j) for x in prompts for j in range(n)],
                              config.critic_temperature, config.max_tokens, f"round {round}: revision")
     sources = [text for p in set(principles) for e in p.exemplars for text in (e.critique, e.revision)]
     steps = []
@@ -165,10 +160,10 @@ def revise(policy,              # LanguageModel that gives the first response
            records=None,        # Records to append to; prompts that have a record are skipped
            judge=None) -> list[dict]:  # picks among several candidates
     "Critique and revise (paper, section 3.1): one record with the whole trace for each prompt"
-    critic, out = critic or policy, []
-    done = records.ids if records is not None else set()
+    critic, records = critic or policy, [] if records is None else records
+    done = {r["id"] for r in records}
     for at in range(0, len(prompts), config.block):
-        block = prompts[at:at + config.block]
+        block = prompts[at:at + config.block]  # made as a whole or not at all: flags depend on the principles in it
         if all(x["id"] in done for x in block): continue
         first = sample_texts(policy, [as_messages(x["prompt"]) for x in block], config,
                              [(x["id"], "response") for x in block], config.temperature, config.max_tokens, "responses")
@@ -179,9 +174,7 @@ def revise(policy,              # LanguageModel that gives the first response
             new = revise_round(critic, block, texts, principles, config, r, judge)
             traces = [[*steps, step] for steps, step in zip(traces, new)]
         made = [revision_record(x, steps, constitution, policy, critic, config) for x, steps in zip(block, traces)]
-        if records is not None: records.extend([m for m in made if m["id"] not in done])
-        out += made
-    if records is None: return out
+        records.extend(m for m in made if m["id"] not in done)
     wanted = {x["id"] for x in prompts}
     return [r for r in records if r["id"] in wanted]
 
@@ -206,8 +199,7 @@ def trace_html(record):  # a revision record
     return Html("<div style='border-left:3px solid #8888;padding-left:1em'>" + "".join(parts) + "</div>")
 
 # %% ../nbs/04_revision.ipynb #d49970dd
-def critic_examples(constitutions,          # one Constitution, or several
-                    split: str = "train"):  # of the exemplars: train, judge or heldout
+def critic_examples(constitutions, split: str = "train"):  # one Constitution, or several
     "Prompt-completion examples for the critic; critique and revision are the assistant's turns"
     several = constitutions if isinstance(constitutions, (list, tuple)) else [constitutions]
     found = [(e.id, exemplar_messages(e, p)) for c in several for p, e in c.exemplars(split)]

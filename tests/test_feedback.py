@@ -467,7 +467,7 @@ def test_public_comparisons_are_read_in_both_formats(tmp_path):
     with pytest.warns(UserWarning):
         mixed = labelled_comparisons(str(tmp_path / "people.jsonl"), label=0.8, limit=1)
     assert [(r["label"], r["chosen"][0]["content"]) for r in mixed] == [(0.8, "Hello!")]
-    for text, words in (("{}\n", "line 1: no comparison"), ("[\n", "no JSON lines"),
+    for text, words in (("{}\n", "line 1: no comparison"), ("[\n", "cannot be read as JSON lines"),
                         ("", "no comparison of two responses")):
         (tmp_path / "bad.jsonl").write_text(text)
         with pytest.raises(CaiError, match=words):

@@ -41,7 +41,8 @@ def _tipping_inputs(rng):
 def _tip(p, q, r, s): return (s - r)/np.log(p/q)
 
 @exercise("tipping_beta", "08_ppo", _tipping_inputs, {
-    "the ratio of the probabilities is upside down: β is a coefficient and above 0": lambda p, q, r, s: _tip(q, p, r, s),
+    "the ratio of the probabilities is upside down: β is a coefficient and above 0":
+        lambda p, q, r, s: _tip(q, p, r, s),
     "probabilities were subtracted; the optimum adds up logarithms": lambda p, q, r, s: (s - r)/(p - q),
     "that is 1/β: the score is divided by β": lambda p, q, r, s: 1/_tip(p, q, r, s),
     "the logarithm of the ratio is missing": lambda p, q, r, s: (s - r)/(p/q)})
@@ -58,7 +59,8 @@ def _pay_inputs(rng):
     return _t(rng.normal(size=3)), _t(rng.normal(.1, .5, mask.shape)), mask, round(rng.uniform(.05, .4), 2)
 
 @exercise("pay_tokens", "08_ppo", _pay_inputs, {
-    "the KL has the wrong sign: moving away from the reference is penalised, not rewarded": lambda s, kl, m, b: (b*kl).where(m, 0) + _end(s, m),
+    "the KL has the wrong sign: moving away from the reference is penalised, not rewarded":
+        lambda s, kl, m, b: (b*kl).where(m, 0) + _end(s, m),
     "the score was put on the last column, which is padding for the shorter answers":
         lambda s, kl, m, b: (-b*kl).where(m, 0) + _end(s, m | True),
     "the score is one position after the last real token, where the critic never sees it":
@@ -86,11 +88,14 @@ def _backwards(r, v, mask, g, lam, surprise):
 @exercise("advantages", "08_ppo", _gae_inputs, {
     "the value of padding leaks in: after the last real token there is nothing to expect":
         lambda r, v, m, g, lam: _backwards(r, v, m, g, lam, lambda r, v, ahead, g: r + g*ahead - v),
-    "λ was left out: a TD error one token later counts γλ times": lambda r, v, m, g, lam: _math().gae(r, v, m, g, 1.)[0],
-    "γ is missing in the sum: a TD error one token later counts γλ times": lambda r, v, m, g, lam: _math().gae(r, v, m, g, lam/g)[0],
+    "λ was left out: a TD error one token later counts γλ times":
+        lambda r, v, m, g, lam: _math().gae(r, v, m, g, 1.)[0],
+    "γ is missing in the sum: a TD error one token later counts γλ times":
+        lambda r, v, m, g, lam: _math().gae(r, v, m, g, lam/g)[0],
     "γ discounts the wrong value: it belongs on V after the token":
         lambda r, v, m, g, lam: _backwards(r, v.where(m, 0), m, g, lam, lambda r, v, ahead, g: r + ahead - g*v),
-    "what was expected, V_t, was not subtracted": lambda r, v, m, g, lam: _backwards(r, v.where(m, 0), m, g, lam, lambda r, v, ahead, g: r + g*ahead),
+    "what was expected, V_t, was not subtracted":
+        lambda r, v, m, g, lam: _backwards(r, v.where(m, 0), m, g, lam, lambda r, v, ahead, g: r + g*ahead),
     "that is one TD error only; the later ones are missing": lambda r, v, m, g, lam: _math().gae(r, v, m, g, 0.)[0],
     "those are the returns, A + V": lambda r, v, m, g, lam: _math().gae(r, v, m, g, lam)[1]})
 def advantages(rewards, values, mask, gamma, lam): return _math().gae(rewards, values, mask, gamma, lam)[0]
@@ -112,8 +117,10 @@ def _rows(x, m):
     "padding was set to zero and then counted in mean and deviation":
         lambda x, m: ((x - x.where(m, 0).mean())/x.where(m, 0).std(unbiased=False)).where(m, 0),
     "each row was whitened by itself: then no answer is better than another": _rows,
-    "divided by the variance, not by the deviation": lambda x, m: ((x - x[m].mean())/x[m].var(unbiased=False)).where(m, 0),
-    "that is the deviation with n − 1, which is torch's own choice; here it is the one with n": lambda x, m: ((x - x[m].mean())/x[m].std()).where(m, 0),
+    "divided by the variance, not by the deviation":
+        lambda x, m: ((x - x[m].mean())/x[m].var(unbiased=False)).where(m, 0),
+    "that is the deviation with n − 1, which is torch's own choice; here it is the one with n":
+        lambda x, m: ((x - x[m].mean())/x[m].std()).where(m, 0),
     "padding has to be 0 afterwards": lambda x, m: (x - x[m].mean())/x[m].std(unbiased=False),
     "the mean was kept": lambda x, m: _math().masked_whiten(x, m, center=False)})
 def whiten(x, mask): return _math().masked_whiten(x, mask)
@@ -128,30 +135,39 @@ def _terms(new, old, A, clip):
     return -A*ratio, -A*ratio.clamp(1 - clip, 1 + clip)
 
 @exercise("clipped_policy", "08_ppo", _policy_inputs, {
-    "max and min are swapped: of two losses the larger one is the pessimist's": lambda *a: _terms(*a)[0].minimum(_terms(*a)[1]),
-    "the advantage's sign is lost: the loss has to fall where an action was good": lambda new, old, A, clip: _math().policy_loss(new, old, -A, clip)[0],
+    "max and min are swapped: of two losses the larger one is the pessimist's":
+        lambda *a: _terms(*a)[0].minimum(_terms(*a)[1]),
+    "the advantage's sign is lost: the loss has to fall where an action was good":
+        lambda new, old, A, clip: _math().policy_loss(new, old, -A, clip)[0],
     "that is the objective, to be maximised; the loss is its negative": lambda *a: -_math().policy_loss(*a)[0],
     "the ratio was not exponentiated: it is e to the difference of the log-probabilities":
         lambda new, old, A, clip: (-A*(new - old)).maximum(-A*(new - old).clamp(1 - clip, 1 + clip)),
     "the ratio is upside down: new over old": lambda new, old, A, clip: _math().policy_loss(old, new, A, clip)[0],
     "the clip alone: a token that moved against the advantage must keep its gradient": lambda *a: _terms(*a)[1],
     "nothing is clipped": lambda *a: _terms(*a)[0]})
-def clipped_policy(logprobs, old_logprobs, advantages, clip): return _math().policy_loss(logprobs, old_logprobs, advantages, clip)[0]
+def clipped_policy(logprobs, old_logprobs, advantages, clip):
+    return _math().policy_loss(logprobs, old_logprobs, advantages, clip)[0]
 
 # %% ../../nbs/13c_answers_ppo.ipynb #392198d4
 def _value_inputs(rng):
     old = rng.normal(size=6)
-    return _t(old + np.repeat([-.6, .1, .6], 2)*rng.uniform(.8, 1.4, 6)), _t(old), _t(old + np.tile([-1, 1], 3)*rng.uniform(.5, 2, 6)), .2
+    values = old + np.repeat([-.6, .1, .6], 2)*rng.uniform(.8, 1.4, 6)
+    returns = old + np.tile([-1, 1], 3)*rng.uniform(.5, 2, 6)
+    return _t(values), _t(old), _t(returns), .2
 
 def _near(v, old, clip): return old + (v - old).clamp(-clip, clip)
 
 @exercise("clipped_value", "08_ppo", _value_inputs, {
     "the value loss was not clipped": lambda v, old, ret, clip: _math().value_loss(v, old, ret, None),
-    "the smaller of the two errors; the larger one counts": lambda v, old, ret, clip: (v - ret).square().minimum((_near(v, old, clip) - ret).square())/2,
-    "the error was clipped; it is the value's step away from its old one that is": lambda v, old, ret, clip: (v - ret).clamp(-clip, clip).square()/2,
-    "the clipped error alone: take the larger of the two": lambda v, old, ret, clip: (_near(v, old, clip) - ret).square()/2,
+    "the smaller of the two errors; the larger one counts":
+        lambda v, old, ret, clip: (v - ret).square().minimum((_near(v, old, clip) - ret).square())/2,
+    "the error was clipped; it is the value's step away from its old one that is":
+        lambda v, old, ret, clip: (v - ret).clamp(-clip, clip).square()/2,
+    "the clipped error alone: take the larger of the two":
+        lambda v, old, ret, clip: (_near(v, old, clip) - ret).square()/2,
     "the half is missing": lambda *a: 2*_math().value_loss(*a),
-    "the value itself was clipped, and not its step": lambda v, old, ret, clip: (v - ret).square().maximum((v.clamp(-clip, clip) - ret).square())/2})
+    "the value itself was clipped, and not its step":
+        lambda v, old, ret, clip: (v - ret).square().maximum((v.clamp(-clip, clip) - ret).square())/2})
 def clipped_value(values, old_values, returns, clip): return _math().value_loss(values, old_values, returns, clip)
 
 # %% ../../nbs/13c_answers_ppo.ipynb #a3fa829c
@@ -162,8 +178,10 @@ def _logit_inputs(rng):
 def _pick(x, tokens): return x.gather(1, tokens[:, None])[:, 0]
 
 @exercise("logprobs_at", "08b_ppo_trainer", _logit_inputs, {
-    "the temperature is missing: the ratio would be that of another distribution than the one sampled": lambda x, y, T: _pick(x.log_softmax(-1), y),
-    "the temperature divides the logits, before they are normalised; so divided they belong to no distribution": lambda x, y, T: _pick(x.log_softmax(-1), y)/T,
+    "the temperature is missing: the ratio would be that of another distribution than the one sampled":
+        lambda x, y, T: _pick(x.log_softmax(-1), y),
+    "the temperature divides the logits, before they are normalised; so divided they belong to no distribution":
+        lambda x, y, T: _pick(x.log_softmax(-1), y)/T,
     "the logits were multiplied by the temperature": lambda x, y, T: _pick((x*T).log_softmax(-1), y),
     "that is the logit; a log-probability is normalised": lambda x, y, T: _pick(x/T, y),
     "that is the probability, without its logarithm": lambda x, y, T: _pick((x/T).softmax(-1), y)})
@@ -181,22 +199,26 @@ def _a_completion(x, mask): return x.where(mask, 0).sum(1).mean().item()
 def _both(new, ref, mask, a=_a_completion): return a(_math().kl_k1(new, ref), mask), a(_math().kl_k3(new, ref), mask)
 
 @exercise("logged_kl", "08b_ppo_trainer", _drift_inputs, {
-    "that is the mean over tokens; of a completion it is the sum over its tokens": lambda *a: _both(*a, a=lambda x, m: x[m].mean().item()),
+    "that is the mean over tokens; of a completion it is the sum over its tokens":
+        lambda *a: _both(*a, a=lambda x, m: x[m].mean().item()),
     "padding was counted here": lambda new, ref, m: _both(new, ref, m | True),
     "policy and reference are exchanged": lambda new, ref, m: _both(ref, new, m),
     "the exponent of k3 has the wrong sign: the samples are the policy's, so it is e to the −k1":
         lambda new, ref, m: (_both(new, ref, m)[0], _a_completion((new - ref).expm1() + (new - ref), m)),
     "that is k3 of the exchanged ratio, e^k1 − 1 − k1: the samples are the policy's, so it is e^(−k1) − 1 + k1":
         lambda new, ref, m: (_both(new, ref, m)[0], _a_completion((new - ref).expm1() - (new - ref), m)),
-    "k3 adds k1, it does not subtract it": lambda new, ref, m: (_both(new, ref, m)[0], _a_completion((ref - new).expm1() - (new - ref), m)),
-    "that is the sum over all completions; log their mean": lambda *a: _both(*a, a=lambda x, m: x.where(m, 0).sum().item())})
+    "k3 adds k1, it does not subtract it":
+        lambda new, ref, m: (_both(new, ref, m)[0], _a_completion((ref - new).expm1() - (new - ref), m)),
+    "that is the sum over all completions; log their mean":
+        lambda *a: _both(*a, a=lambda x, m: x.where(m, 0).sum().item())})
 def logged_kl(logprobs, ref_logprobs, mask): return _both(logprobs, ref_logprobs, mask)
 
 # %% ../../nbs/13c_answers_ppo.ipynb #3fe58e70
 def _price_inputs(rng):
-    z, ended = np.append([rng.uniform(2.6, 4), rng.uniform(-4, -2.6)], rng.normal(0, .7, 4)), np.array([0, 0, 0, 1, 1, 1], bool)
+    z = np.append([rng.uniform(2.6, 4), rng.uniform(-4, -2.6)], rng.normal(0, .7, 4))
     order, mean, std = rng.permutation(6), rng.uniform(-2, 2), rng.uniform(1.5, 4)
-    return _t(mean + std*z[order]), ended[order].tolist(), round(mean, 2), round(std, 2), 2., round(rng.uniform(.5, 1.5), 2)
+    ended, price = np.array([False, False, False, True, True, True]), rng.uniform(.5, 1.5)
+    return _t(mean + std*z[order]), ended[order].tolist(), round(mean, 2), round(std, 2), 2., round(price, 2)
 
 def _missing(ended): return 1 - _t(ended)
 def _usual(raw, mean, std, cut): return ((raw - mean)/std).clamp(-cut, cut)
@@ -211,7 +233,8 @@ def _usual(raw, mean, std, cut): return ((raw - mean)/std).clamp(-cut, cut)
     "mean and deviation are this rollout's: then the reward can never rise":
         lambda raw, e, mean, std, cut, price: _usual(raw, raw.mean(), raw.std(), cut) - price*_missing(e),
     "nothing was cut": lambda raw, e, mean, std, cut, price: (raw - mean)/std - price*_missing(e),
-    "the raw score was cut, before it was normalised": lambda raw, e, mean, std, cut, price: (raw.clamp(-cut, cut) - mean)/std - price*_missing(e)})
+    "the raw score was cut, before it was normalised":
+        lambda raw, e, mean, std, cut, price: (raw.clamp(-cut, cut) - mean)/std - price*_missing(e)})
 def priced_scores(raw, finished, mean, std, cut, price):
     from cai_nb.ppo import PPOTrainer
     args = SimpleNamespace(normalize_scores=True, score_clip=cut, missing_eos_penalty=price)
@@ -227,9 +250,11 @@ def _foreseen_inputs(rng):
 def _var(x): return x.var(unbiased=False)
 
 @exercise("foreseen", "08b_ppo_trainer", _foreseen_inputs, {
-    "the mean square of the error was taken for its variance; a constant offset is forgiven": lambda v, ret, m: 1 - (ret - v)[m].square().mean()/_var(ret[m]),
+    "the mean square of the error was taken for its variance; a constant offset is forgiven":
+        lambda v, ret, m: 1 - (ret - v)[m].square().mean()/_var(ret[m]),
     "padding was counted": lambda v, ret, m: 1 - _var(ret - v)/_var(ret),
-    "divided by the variance of the values; it is that of the returns": lambda v, ret, m: 1 - _var((ret - v)[m])/_var(v[m]),
+    "divided by the variance of the values; it is that of the returns":
+        lambda v, ret, m: 1 - _var((ret - v)[m])/_var(v[m]),
     "that is the unexplained part: take it from 1": lambda v, ret, m: _var((ret - v)[m])/_var(ret[m]),
     "that is the squared correlation, which forgives a wrong scale as well":
         lambda v, ret, m: ((v[m] - v[m].mean())*(ret[m] - ret[m].mean())).mean().square()/_var(v[m])/_var(ret[m])})
@@ -244,7 +269,8 @@ def _flat(x): return [t for part in x for t in part]
 def _means(x): return float(np.mean([np.mean(part) for part in x]))
 
 @exercise("minibatch_loss", "08b_ppo_trainer", _cut_inputs, {
-    "a mean of the micro-batches' means: it depends on how the minibatch was cut": lambda cut: _means([_flat(batch) for batch in cut]),
+    "a mean of the micro-batches' means: it depends on how the minibatch was cut":
+        lambda cut: _means([_flat(batch) for batch in cut]),
     "a mean of the answers' means: tokens of short answers weigh more": lambda cut: _means(_flat(cut)),
     "the answers' sums were averaged: divide by all tokens": lambda cut: float(np.mean([sum(a) for a in _flat(cut)])),
     "that is the sum: divide by the tokens of the whole minibatch": lambda cut: sum(_flat(_flat(cut))),
@@ -254,7 +280,8 @@ def minibatch_loss(cut): return sum(_flat(_flat(cut)))/len(_flat(_flat(cut)))
 # %% ../../nbs/13c_answers_ppo.ipynb #d3d70268
 def _steer_inputs(rng):
     target = round(rng.uniform(2, 6), 1)
-    kls = target*rng.permutation([rng.uniform(1.6, 3), rng.uniform(1.05, 1.15), rng.uniform(.85, .95), rng.uniform(1.3, 2)])
+    ranges = (1.6, 3), (1.05, 1.15), (.85, .95), (1.3, 2)  # KL over target: far above, near, near, above
+    kls = target*rng.permutation([rng.uniform(low, high) for low, high in ranges])
     return round(rng.uniform(.2, .6), 2), kls.round(3).tolist(), target, int(rng.integers(32, 100)), 500
 
 def _cut(x): return min(max(x, -.2), .2)
@@ -263,12 +290,15 @@ def _steer(beta, kls, step):
     return beta
 
 @exercise("steer_beta", "08b_ppo_trainer", _steer_inputs, {
-    "the wrong way: too large a KL has to raise β": lambda b, kls, t, n, h: _steer(b, kls, lambda b, kl: b*(1 - _cut(kl/t - 1)*n/h)),
+    "the wrong way: too large a KL has to raise β":
+        lambda b, kls, t, n, h: _steer(b, kls, lambda b, kl: b*(1 - _cut(kl/t - 1)*n/h)),
     "the error was not clipped to ±0.2": lambda b, kls, t, n, h: _steer(b, kls, lambda b, kl: b*(1 + (kl/t - 1)*n/h)),
-    "the error is relative, KL over target less 1": lambda b, kls, t, n, h: _steer(b, kls, lambda b, kl: b*(1 + _cut(kl - t)*n/h)),
+    "the error is relative, KL over target less 1":
+        lambda b, kls, t, n, h: _steer(b, kls, lambda b, kl: b*(1 + _cut(kl - t)*n/h)),
     "n over the horizon is missing": lambda b, kls, t, n, h: _steer(b, kls, lambda b, kl: b*(1 + _cut(kl/t - 1))),
     "the step was added; it multiplies β": lambda b, kls, t, n, h: _steer(b, kls, lambda b, kl: b + _cut(kl/t - 1)*n/h),
-    "only the last rollout counts here; each one moves β": lambda b, kls, t, n, h: _steer(b, kls[-1:], lambda b, kl: b*(1 + _cut(kl/t - 1)*n/h))})
+    "only the last rollout counts here; each one moves β":
+        lambda b, kls, t, n, h: _steer(b, kls[-1:], lambda b, kl: b*(1 + _cut(kl/t - 1)*n/h))})
 def steer_beta(beta, kls, target, n, horizon):
     control = _math().AdaptiveKL(beta, target, horizon)
     for kl in kls: control.update(kl, n)

@@ -34,8 +34,10 @@ class Panel(w.VBox):
     @property
     def still(self):
         "What the panel shows now, as HTML that needs no kernel"
-        return Html(f'<figure aria-label="{escape(self.title)}" style="margin:0;max-width:60em;overflow-wrap:break-word;overflow-x:auto">'
-                    f"<figcaption><i>{escape(self.title)}, as a static snapshot. Run the notebook to use it.</i></figcaption>{self._still()}</figure>")
+        title, style = escape(self.title), "margin:0;max-width:60em;overflow-wrap:break-word;overflow-x:auto"
+        caption = f"<i>{title}, as a static snapshot. Run the notebook to use it.</i>"
+        return Html(f'<figure aria-label="{title}" style="{style}">'
+                    f"<figcaption>{caption}</figcaption>{self._still()}</figure>")
     def _repr_mimebundle_(self, **kwargs):
         data = super()._repr_mimebundle_(**kwargs) | {"text/plain": self.title, "text/html": str(self.still)}
         if os.environ.get("CAI_NB_STILL", "0") not in ("", "0"): data.pop("application/vnd.jupyter.widget-view+json")
@@ -46,20 +48,25 @@ def _field(kind, description, **settings):
     "A control as wide as there is room, its label above it and never cut off"
     return kind(description=description, style={"description_width": "fit-content"}, layout=_above(kind), **settings)
 
-def _above(kind): return w.Layout(width="auto", height="4em" if kind is w.Dropdown else "auto", flex_flow="column", align_items="stretch")
+def _above(kind):
+    height = "4em" if kind is w.Dropdown else "auto"
+    return w.Layout(width="auto", height=height, flex_flow="column", align_items="stretch")
 
-def _button(description, tooltip): return w.Button(description=description, tooltip=tooltip, layout=w.Layout(width="auto", min_width="7em"))
+def _button(description, tooltip):
+    return w.Button(description=description, tooltip=tooltip, layout=w.Layout(width="auto", min_width="7em"))
 
-def _row(*widgets): return w.HBox(widgets, layout=w.Layout(flex_flow="row wrap", grid_gap="4px 8px", align_items="center"))
+def _row(*widgets):
+    return w.HBox(widgets, layout=w.Layout(flex_flow="row wrap", grid_gap="4px 8px", align_items="center"))
 
-def _lines(html): return Html(f'<div style="line-height:1.45">{html}</div>')  # front ends differ here, and some set a line far from the next
+def _lines(html): return Html(f'<div style="line-height:1.45">{html}</div>')  # the default differs between front ends
 
 def _says(text): return Html(f'<div role="status">{escape(text)}</div>')
 
 def columns_html(parts): # {heading: Html or text}
     "Side by side where there is room, below each other where there is none; texts are escaped"
     cells = "".join(f'<section aria-label="{escape(k)}" style="border-top:3px solid #8888;padding:.2em .4em">'
-                    f'<b>{escape(k)}</b><div style="white-space:pre-wrap">{escape(v)}</div></section>' for k, v in parts.items())
+                    f'<b>{escape(k)}</b><div style="white-space:pre-wrap">{escape(v)}</div></section>'
+                    for k, v in parts.items())
     return Html('<div style="display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,15em),1fr));gap:.6em;'
                 f'overflow-wrap:anywhere;line-height:1.45">{cells}</div>')
 
@@ -70,9 +77,11 @@ def traces(source):  # a run folder, a file of revision records, or a list of th
     if isinstance(source, (list, tuple)): rows, name = source, "the list"
     else:
         path = Path(source)
-        if path.is_dir(): path = next((p for p in (path/"1-revision"/"records.jsonl", path/"traces.jsonl") if p.is_file()), path)
-        if not path.is_file():
-            raise WidgetError(f"no traces at {source}: give a run folder (cai-nb run laptop makes one in runs/laptop) or a file of revision records.")
+        files = (path, path/"1-revision"/"records.jsonl", path/"traces.jsonl")
+        path = next((p for p in files if p.is_file()), None)
+        if path is None:
+            raise WidgetError(f"no traces at {source}: give a run folder (cai-nb run laptop makes one in runs/laptop) "
+                              "or a file of revision records.")
         rows, name = read_jsonl(path), path.name
     rows = [r for r in rows if len(r.get("steps", ())) > 1]
     if not rows: raise WidgetError(f"{name} holds no revision: revise with rounds=1 or more.")
@@ -96,7 +105,8 @@ def trace_page(record, principles):  # revision record; {id: Principle}
     rows = [(i, getattr(principles.get(i), "critique", ""), getattr(principles.get(i), "revision", "")) for i in drawn]
     told = "".join(f"<p><b>{escape(i)}</b><br><i>Critique request:</i> {escape(c or 'not known here')}<br>"
                    f"<i>Revision request:</i> {escape(r or 'not known here')}</p>" for i, c, r in rows)
-    return _lines(f"{trace_html(record)}<p><small>Marks: <del>went</del>, <ins>came</ins>.</small></p><b>Principles drawn</b>{told}")
+    marks = "<p><small>Marks: <del>went</del>, <ins>came</ins>.</small></p>"
+    return _lines(f"{trace_html(record)}{marks}<b>Principles drawn</b>{told}")
 
 # %% ../../nbs/14_widgets.ipynb #b871fe05
 def trace_explorer(source,             # a run folder, a file of revision records, or a list of them
@@ -106,15 +116,18 @@ def trace_explorer(source,             # a run folder, a file of revision record
     principles = known_principles(source) if principles is None else principles
     kinds = sorted({r.get("category") or "none" for r in rows})
     def of(kind): return [r for r in rows if kind in ("", r.get("category") or "none")]
-    category = _field(w.Dropdown, "Category", options=[(f"all ({len(rows)})", "")] + [(f"{visible(k)} ({len(of(k))})", k) for k in kinds])
-    which = _field(w.Dropdown, "Prompt")
-    back, on, out = _button("Previous", "The trace before this one"), _button("Next", "The trace after this one"), w.HTML()
+    options = [(f"all ({len(rows)})", ""), *((f"{visible(k)} ({len(of(k))})", k) for k in kinds)]
+    category, which = _field(w.Dropdown, "Category", options=options), _field(w.Dropdown, "Prompt")
+    back, on = _button("Previous", "The trace before this one"), _button("Next", "The trace after this one")
+    out = w.HTML()
     def show(_=None):
         if which.value is None: return  # between two lists of options
         some = of(category.value)
-        out.value = _says(f"Trace {which.value + 1} of {len(some)}, category: {category.value or 'all'}") + trace_page(some[which.value], principles)
+        says = _says(f"Trace {which.value + 1} of {len(some)}, category: {category.value or 'all'}")
+        out.value = says + trace_page(some[which.value], principles)
     def choose(_=None):
-        which.options = [(f"{i + 1}. {visible(r['prompt'][-1]['content'])[:90]}", i) for i, r in enumerate(of(category.value))]
+        asked = [visible(r["prompt"][-1]["content"])[:90] for r in of(category.value)]
+        which.options = [(f"{i + 1}. {text}", i) for i, text in enumerate(asked)]
         which.value = 0
         show()
     def step(by): which.value = (which.value + by) % len(which.options)
@@ -137,9 +150,11 @@ def revise_twice(policy, critic,   # LanguageModels: who answers, who criticises
         if key not in known: tell(what); known[key] = work()
         return known[key]
     x, alone = {"id": "editor", "prompt": prompt}, Constitution("editor", "", (before,))
-    response = once((prompt, config), "the first response", lambda: revise(policy, [x], alone, replace(config, rounds=0))[0]["steps"][0]["text"])
+    def answered(): return revise(policy, [x], alone, replace(config, rounds=0))[0]["steps"][0]["text"]
+    response = once((prompt, config), "the first response", answered)
     def revised(p, what):
-        return once((prompt, config, p.critique, p.revision), what, lambda: revise_round(critic, [x], [response], [p], config, 1)[0])
+        key = prompt, config, p.critique, p.revision
+        return once(key, what, lambda: revise_round(critic, [x], [response], [p], config, 1)[0])
     return {"response": response, "before": revised(before, "critique and revision, principle as it was"),
             "after": revised(after, "critique and revision, principle as edited")}
 
@@ -150,7 +165,8 @@ def named(error):
     if isinstance(error, KeyboardInterrupt): return "Stopped. Press again to begin anew."
     if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
         return "Memory ran out: shut down other kernels (menu Kernel) or close other programs, then press again."
-    return f"Unexpected {type(error).__name__}: {visible(error)[:300]}. Press again; if it comes back, restart the kernel."
+    return (f"Unexpected {type(error).__name__}: {visible(error)[:300]}. "
+            "Press again; if it comes back, restart the kernel.")
 
 @contextmanager
 def working(status,    # HTML that an error's sentence is put into
@@ -160,7 +176,8 @@ def working(status,    # HTML that an error's sentence is put into
     os.environ["CAI_NB_QUIET"] = "1"
     if bar is not None: bar.value, bar.layout.display = 0, None
     try: yield
-    except (Exception, KeyboardInterrupt) as error: status.value = Html(f'<div role="alert"><b>{escape(named(error))}</b></div>')
+    except (Exception, KeyboardInterrupt) as error:
+        status.value = Html(f'<div role="alert"><b>{escape(named(error))}</b></div>')
     finally:
         if before is None: del os.environ["CAI_NB_QUIET"]
         else: os.environ["CAI_NB_QUIET"] = before
@@ -178,8 +195,10 @@ def revisions_html(made, edited: bool):  # what `revise_twice` gives; False: the
     "Both revisions side by side, each against the response, and then against each other"
     def step(s):
         flagged = f"<p><small>[{escape(', '.join(s['flags']))}]</small></p>" if s["flags"] else ""
-        return Html(f"<p><i>Critique:</i> {escape(s['critique'] or '')}</p>{diff_html(made['response'], s['text'])}{flagged}")
-    parts = {"Principle as it was": step(made["before"])} | ({"Principle as edited": step(made["after"])} if edited else {})
+        changes = diff_html(made["response"], s["text"])
+        return Html(f"<p><i>Critique:</i> {escape(s['critique'] or '')}</p>{changes}{flagged}")
+    parts = {"Principle as it was": step(made["before"])}
+    if edited: parts["Principle as edited"] = step(made["after"])
     first = columns_html({"First response": made["response"]})
     if not edited: return Html(f"{first}{columns_html(parts)}<p>Now edit a request and press again.</p>")
     same = made["before"]["text"] == made["after"]["text"]
@@ -194,17 +213,20 @@ def constitution_editor(constitution="harmlessness",  # name, file or Constituti
     "A widget: edit a principle, revise live, compare with the revision before the edit"
     from cai_nb.revision import RevisionConfig
     c, config, models, known = Constitution.load(constitution), config or RevisionConfig(), [], {}
-    which = _field(w.Dropdown, "Principle", options=[(f"{p.id}: {visible(p.title)}" if p.title else p.id, p.id) for p in c.for_critique])
+    options = [(f"{p.id}: {visible(p.title)}" if p.title else p.id, p.id) for p in c.for_critique]
+    which = _field(w.Dropdown, "Principle", options=options)
     critique, revision = _field(w.Textarea, "Critique request", rows=3), _field(w.Textarea, "Revision request", rows=3)
     asked = _field(w.Textarea, "Prompt", value=prompt, rows=2)
-    go, reset = _button("Revise", "Answer, criticise and revise with these words"), _button("Undo edits", "The principle as the constitution has it")
+    go = _button("Revise", "Answer, criticise and revise with these words")
+    reset = _button("Undo edits", "The principle as the constitution has it")
     bar, status, out = w.IntProgress(max=4, layout=w.Layout(width="auto", display="none")), w.HTML(), w.HTML()
     def take(_=None): critique.value, revision.value = c[which.value].critique, c[which.value].revision
     def tell(text): bar.value += 1; status.value = _says(f"Working: {text} …")
     def press(_=None):
         with working(status, bar):
             for field in (asked, critique, revision):
-                if not field.value.strip(): raise WidgetError(f"{field.description} is empty: write it, or press Undo edits.")
+                if not field.value.strip():
+                    raise WidgetError(f"{field.description} is empty: write it, or press Undo edits.")
             if not models: tell("loading the model, this once"); models.extend(load())
             before = c[which.value]
             after = replace(before, critique=critique.value.strip(), revision=revision.value.strip())
@@ -215,10 +237,13 @@ def constitution_editor(constitution="harmlessness",  # name, file or Constituti
             status.value = _says("Done." if len(known) > start else "Done; nothing had changed.")
     which.observe(take, "value"); reset.on_click(take); go.on_click(press); take()
     def still():
-        words = {"Principle": which.label or "", "Critique request": critique.value, "Revision request": revision.value, "Prompt": asked.value}
-        return Html(table_html([{"": k, "what": v} for k, v in words.items()]) + (out.value or _says("Nothing revised yet.")))
+        words = {"Principle": which.label or "", "Critique request": critique.value,
+                 "Revision request": revision.value, "Prompt": asked.value}
+        table = table_html([{"": k, "what": v} for k, v in words.items()])
+        return Html(table + (out.value or _says("Nothing revised yet.")))
     return Panel("Constitution editor", [which, critique, revision, asked, _row(go, reset), bar, status, out], still,
-                 which=which, critique=critique, revision=revision, prompt=asked, go=go, reset=reset, status=status, out=out)
+                 which=which, critique=critique, revision=revision, prompt=asked,
+                 go=go, reset=reset, status=status, out=out)
 
 # %% ../../nbs/14_widgets.ipynb #eea71952
 def label_html(pair, principle, record):
@@ -276,7 +301,8 @@ def label_panel(model=None,           # LanguageModel; None: the default model, 
     both = constitution or Ensemble([("harmlessness", 1), ("helpfulness", 1)])
     pairs = as_pairs(labelled_pairs(both, "heldout", exemplars=False))[:4] if pairs is None else pairs
     start, status, ui = _button("Load the model", "Load the model and label the first pair"), w.HTML(), {}
-    panel = Panel("Label explorer", [_row(start), status], lambda: Html(ui["out"].value if ui else _says("The model is not loaded.")), start=start, status=status)
+    def still(): return Html(ui["out"].value if ui else _says("The model is not loaded."))
+    panel = Panel("Label explorer", [_row(start), status], still, start=start, status=status)
     def press(_=None):
         if ui: return  # pressed twice
         with working(status):
@@ -292,7 +318,8 @@ def label_panel(model=None,           # LanguageModel; None: the default model, 
     return panel
 
 # %% ../../nbs/14_widgets.ipynb #2fe2d29f
-BANDIT = {"Sure, here is how.": (.70, -1.), "I would rather not.": (.20, .5), "No. Here is why.": (.09, 1.), "asdf asdf!!": (.01, 1.2)}  # reference, score
+BANDIT = {"Sure, here is how.": (.70, -1.), "I would rather not.": (.20, .5),  # probability of the reference, score
+          "No. Here is why.": (.09, 1.), "asdf asdf!!": (.01, 1.2)}
 
 def climb_clipped(ref_logprobs,         # `(K,)` log π_ref of the K answers
                   rewards,              # `(K,)` score of each
@@ -324,10 +351,12 @@ def _picture(draw, alt, size):
 def draw_policies(policies):  # {name: probabilities of the answers}
     "Bars for each policy, answer by answer"
     def draw(fig):
-        ax, hatches = fig.subplots(), ("", "////", "xxxx")
-        for i, (name, p) in enumerate(policies.items()):
-            ax.barh([j + .27*(i - 1) for j in range(len(p))], p, height=.25, label=name, color=("#8a8f98", "#3f88c5", "#d1793b")[i], hatch=hatches[i])
-        ax.set(yticks=range(len(BANDIT)), xlim=(0, 1), xlabel="probability", title="policy"); ax.set_yticklabels(list(BANDIT)); ax.invert_yaxis()
+        ax, looks = fig.subplots(), (("#8a8f98", ""), ("#3f88c5", "////"), ("#d1793b", "xxxx"))
+        for i, ((name, p), (colour, hatch)) in enumerate(zip(policies.items(), looks)):
+            places = [j + .27*(i - 1) for j in range(len(p))]
+            ax.barh(places, p, height=.25, label=name, color=colour, hatch=hatch)
+        ax.set(yticks=range(len(BANDIT)), yticklabels=list(BANDIT), xlim=(0, 1), xlabel="probability", title="policy")
+        ax.invert_yaxis()
         fig.legend(loc="outside lower center", ncols=3, fontsize=8)
     return draw
 
@@ -339,11 +368,12 @@ def draw_objective(clip):  # ε
         ax, ratio = fig.subplots(), torch.linspace(.01, 2.2, 220)
         for a, colour, name in ((1., "#3f88c5", "A = 1"), (-1., "#d1793b", "A = −1")):
             loss, stopped = policy_loss(ratio.log(), torch.zeros_like(ratio), torch.full_like(ratio, a), clip)
-            y = -loss
-            ax.plot(ratio, y.masked_fill(stopped, torch.nan), color=colour, lw=2.4, label=name)
-            ax.plot(ratio, y.masked_fill(~stopped, torch.nan), color=colour, lw=1.2, ls=":", label=f"{name}, no gradient")
+            moving, flat = (-loss).masked_fill(stopped, torch.nan), (-loss).masked_fill(~stopped, torch.nan)
+            ax.plot(ratio, moving, color=colour, lw=2.4, label=name)
+            ax.plot(ratio, flat, color=colour, lw=1.2, ls=":", label=f"{name}, no gradient")
         for edge in (1 - clip, 1 + clip): ax.axvline(edge, color="#8a8f98", lw=.8, ls="--")
-        ax.set(xlabel="ratio ρ = π/π_old", title="objective of one token", ylim=(-2.3, 2.3)); fig.legend(loc="outside lower center", ncols=2, fontsize=8)
+        ax.set(xlabel="ratio ρ = π/π_old", title="objective of one token", ylim=(-2.3, 2.3))
+        fig.legend(loc="outside lower center", ncols=2, fontsize=8)
     return draw
 
 # %% ../../nbs/14_widgets.ipynb #fff96949
@@ -354,14 +384,19 @@ def bandit_html(beta: float, clip: float, rollouts: int = 3):
     reference, scores = (torch.tensor(x) for x in zip(*BANDIT.values()))
     path = climb_clipped(reference.log(), scores, beta, clip, rollouts)
     best, value = optimal_policy(reference.log(), scores, beta)
-    policies = {"reference": reference.tolist(), f"after {rollouts} rollouts": path[-1].exp().tolist(), "optimum": best.exp().tolist()}
+    policies = {"reference": reference.tolist(), f"after {rollouts} rollouts": path[-1].exp().tolist(),
+                "optimum": best.exp().tolist()}
     def J(logp): return (logp.exp()*(scores - beta*(logp - reference.log()))).sum().item()
     most = max(policies["optimum"]); favourite = list(BANDIT)[policies["optimum"].index(most)]
     said = (f"β = {beta:.2g}: the optimum gives {most:.0%} to “{favourite}” and earns {value.item():.3f}. "
-            f"ε = {clip:.2g}: after {rollouts} rollouts the policy earns {J(path[-1]):.3f}; the reference earned {J(reference.log()):.3f}.")
+            f"ε = {clip:.2g}: after {rollouts} rollouts the policy earns {J(path[-1]):.3f}; "
+            f"the reference earned {J(reference.log()):.3f}.")
     bars = _picture(draw_policies(policies), f"Bars of three policies over four answers. {said}", (4.4, 3.2))
-    curve = _picture(draw_objective(clip), f"The clipped objective over the ratio: flat above {1 + clip:.2f} for a good token, below {1 - clip:.2f} for a bad one.", (4.4, 3.2))
-    rows = [{"answer": a, "score": s, **{k: f"{p[i]:.3f}" for k, p in policies.items()}} for i, (a, (_, s)) in enumerate(BANDIT.items())]
+    seen = (f"The clipped objective over the ratio: flat above {1 + clip:.2f} for a good token, "
+            f"below {1 - clip:.2f} for a bad one.")
+    curve = _picture(draw_objective(clip), seen, (4.4, 3.2))
+    rows = [{"answer": answer, "score": score, **{name: f"{p[i]:.3f}" for name, p in policies.items()}}
+            for i, (answer, (_, score)) in enumerate(BANDIT.items())]
     side = "".join(f'<div style="flex:1 1 18em;min-width:min(100%,18em)">{x}</div>' for x in (bars, curve))
     return _lines(f'<p role="status">{escape(said)}</p><div style="display:flex;flex-wrap:wrap;gap:.5em">{side}</div>'
                 f'<div style="overflow-x:auto">{table_html(rows)}</div>')
@@ -369,7 +404,8 @@ def bandit_html(beta: float, clip: float, rollouts: int = 3):
 def ppo_sliders(beta: float = .5, clip: float = .2):  # initial positions of the sliders
     "A widget: β and clip on the four answers of notebook 08"
     wide = dict(style={"description_width": "initial"}, layout=w.Layout(width="auto"))
-    price = w.FloatLogSlider(description="β, KL coefficient", **wide, value=beta, min=-1.7, max=1, step=.05, readout_format=".2g")
+    price = w.FloatLogSlider(
+        description="β, KL coefficient", **wide, value=beta, min=-1.7, max=1, step=.05, readout_format=".2g")
     edge = w.FloatSlider(description="ε, clip", **wide, value=clip, min=.02, max=1, step=.02, readout_format=".2f")
     out = w.HTML()
     def show(_=None): out.value = bandit_html(price.value, edge.value)
@@ -382,8 +418,9 @@ def find_run(folder):
     from cai_nb.run import Run
     from cai_nb.recipe import load_recipe
     if not str(folder).strip() or not (Path(folder)/"recipe.yaml").is_file():
-        raise WidgetError(f"there is no run in {str(folder).strip() or 'an empty path'}: type cai-nb run laptop in a terminal, in the folder above nbs, "
-                          "which makes runs/laptop (30 to 40 minutes on two cores), or write the path of another run folder above.")
+        raise WidgetError(f"there is no run in {str(folder).strip() or 'an empty path'}: type cai-nb run laptop in a "
+                          "terminal, in the folder above nbs, which makes runs/laptop (30 to 40 minutes on two cores), "
+                          "or write the path of another run folder above.")
     return Run(folder, load_recipe(folder), note=lambda line: None)
 
 def run_models(run,              # a `Run`
@@ -428,7 +465,7 @@ def chat_panel(folder="../runs/laptop",  # run folder
             if not models:
                 found, lacking = run_models(find_run(place.value), tell)
                 models.update(found); missing.update(lacking)
-            later, said = {title: list(histories.get(title, ())) for title in models}, {}  # kept only if all have answered
+            later, said = {title: list(histories.get(title, ())) for title in models}, {}  # kept once all have answered
             how = SimpleNamespace(max_tokens=max_tokens, temperature=temperature, seed=number.value)
             for title, lm in models.items():
                 tell(f"{title} answers")
