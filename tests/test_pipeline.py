@@ -1021,7 +1021,8 @@ def test_a_run_uses_the_judges_of_the_package_or_fits_its_own(tmp_path, monkeypa
     for kind, judge in bundled.each.items():  # what they hold of a pair is what this model makes of its texts
         known = {p["id"]: p for p in judges.judge_training_pairs(recipe, "judge") if p["kind"] == kind}
         x = pair_features(lm, [known[n["id"]] for n in judge.names[:4]], judge.layers)
-        assert abs((x[:, 0] - x[:, 1]) / judge.std - judge.training_differences[:4]).mean() < 0.03
+        difference = abs((x[:, 0] - x[:, 1]) / judge.std - judge.training_differences[:4]).mean()
+        assert difference < (0.03 if str(lm.model.dtype) == "torch.bfloat16" else 0.1)  # theirs were made in bfloat16
     for change in ("feedback.probe_pairs=100", "feedback.revision_weight=1", "constitution.harmful_prompts={harmlessness: 1}"):
         other = run_.Run(tmp_path, load_recipe("laptop", sets=[change]), note=quiet, cache={"initial, local": lm})
         fitted = judges.get_judges(other, "train")
