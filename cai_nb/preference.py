@@ -88,8 +88,8 @@ class SoftRewardTrainer(RewardTrainer):
 class PreferenceError(CaiError):
     "A preference model that cannot be trained or loaded; the message says what to do"
 
-def preference_metrics(p,                     # (N,) the preference model's P(chosen is better)
-                       label,                 # (N,) the AI label, P(chosen is better)
+def preference_metrics(p,                       # (N,) the preference model's P(chosen is better)
+                       label,                   # (N,) the AI label, P(chosen is better)
                        bins: int = 5) -> dict:  # of confidence, for the calibration error
     "Cross-entropy, agreement with a bootstrap 95% interval, Brier score and calibration error against soft labels"
     p, label = np.asarray(p, float), np.asarray(label, float)
