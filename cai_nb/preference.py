@@ -13,23 +13,26 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 import numpy as np
 import torch
+import transformers
+from datasets import Dataset
 from fastcore.basics import patch
+from peft import PeftModel
+from safetensors import safe_open
 from torch import nn
 from .chat_template import chat_format
 from .dialogue import CaiError
 from .records import _OLD_KINDS, KINDS, kind_of
-from .stats import calibration_bins
+from .stats import calibration_bins, calibration_error
 from .loading import best_dtype, load_pretrained, same_model
 from .model import for_batches, pad_rows, trunk_states
-from .training import cache_frozen_activations, extend_forward, in_four_bits, lora_config, per_process
-from .training import trainer_defaults
+from .training import (
+    cache_frozen_activations, extend_forward, in_four_bits, lora_config, per_process, trainer_defaults)
 
 # %% ../nbs/07_preference.ipynb #fe3849aa
 from trl import RewardConfig, RewardTrainer
 from trl.trainer.reward_trainer import DataCollatorForPreference
 
 # %% ../nbs/07_preference.ipynb #20b07af1
-@dataclass
 class SoftCollator(DataCollatorForPreference):
     "TRL's collator, which also passes on `label`, P(chosen is better), and `head`, which of several scores is meant"
     def torch_call(self, examples):
@@ -38,11 +41,14 @@ class SoftCollator(DataCollatorForPreference):
         batch["head"] = torch.tensor([int(e.get("head", 0)) for e in examples])
         return batch
 
+def _at_last_token(values, mask):
+    "Values `(B, …)` at the last token of each row, of `(B, T, …)`; rows are padded on the right"
+    return values[torch.arange(len(mask), device=mask.device), mask.sum(-1) - 1]
+
 def _last_scores(model, input_ids, attention_mask, **_):
-    "Scores `(B, K)` at the last token of rows that are padded on the right"
-    from transformers.modeling_outputs import SequenceClassifierOutputWithPast
-    scores, last = model.score(trunk_states(model, input_ids, attention_mask)), attention_mask.sum(-1) - 1
-    return SequenceClassifierOutputWithPast(logits=scores[torch.arange(len(last), device=last.device), last])
+    "Scores `(B, K)` at the last tokens"
+    scores = model.score(trunk_states(model, input_ids, attention_mask))
+    return transformers.modeling_outputs.SequenceClassifierOutputWithPast(logits=_at_last_token(scores, attention_mask))
 
 def add_score_forward(model):
     "Let a classifier's `forward` give scores by way of `trunk_states` when called with `last_scores=True`; in place"
@@ -51,23 +57,15 @@ def add_score_forward(model):
 class SoftRewardTrainer(RewardTrainer):
     "TRL's `RewardTrainer` with a column `label`, p: cross-entropy −p·log σ(d) − (1−p)·log σ(−d) of score differences d"
     def __init__(self, model, *args, **kwargs):
-        config = getattr(model, "config", None)
-        labels = config and config.id2label
-        if config:
-            config.num_labels = 1  # TRL refuses models with several scores; compute_loss shows it one of them
+        config, labels = model.config, model.config.id2label
+        config.num_labels = 1  # TRL refuses models with several scores; compute_loss shows it one of them
         super().__init__(model, *args, **kwargs)
-        if config:
-            config.id2label = labels
-            config.label2id = {name: i for i, name in labels.items()}
+        config.id2label, config.label2id = labels, {name: i for i, name in labels.items()}
         add_score_forward(self.model)
-        if type(self.data_collator) is DataCollatorForPreference:
-            plain = self.data_collator
-            self.data_collator = SoftCollator(plain.pad_token_id, plain.pad_to_multiple_of)
+        self.data_collator = SoftCollator(self.processing_class.pad_token_id, self.args.pad_to_multiple_of)
 
     def _set_signature_columns_if_needed(self):
-        super()._set_signature_columns_if_needed()
-        more = [c for c in ("label", "head", "length") if c not in self._signature_columns]
-        self._signature_columns = [*self._signature_columns, *more]
+        self._signature_columns = ["chosen_ids", "rejected_ids", "label", "head", "length"]
 
     def _send_telemetry(self):
         pass  # nothing leaves the machine
@@ -90,11 +88,9 @@ class SoftRewardTrainer(RewardTrainer):
 class PreferenceError(CaiError):
     "A preference model that cannot be trained or loaded; the message says what to do"
 
-def preference_metrics(p,                  # (N,) the preference model's P(chosen is better)
-                       label,              # (N,) the AI label, P(chosen is better)
-                       bins: int = 5,      # of confidence, for the calibration error
-                       draws: int = 2000,  # bootstrap samples
-                       seed: int = 0) -> dict:
+def preference_metrics(p,                       # (N,) the preference model's P(chosen is better)
+                       label,                   # (N,) the AI label, P(chosen is better)
+                       bins: int = 5) -> dict:  # of confidence, for the calibration error
     "Cross-entropy, agreement with a bootstrap 95% interval, Brier score and calibration error against soft labels"
     p, label = np.asarray(p, float), np.asarray(label, float)
     if p.shape != label.shape or p.ndim != 1 or len(p) == 0:
@@ -102,15 +98,14 @@ def preference_metrics(p,                  # (N,) the preference model's P(chose
     if not (np.isfinite(p).all() and np.isfinite(label).all()):
         raise PreferenceError("a probability or label is NaN.")
     same = np.where((p == 0.5) | (label == 0.5), 0.5, (p > 0.5) == (label > 0.5))
-    boot = same[np.random.default_rng(seed).integers(0, len(p), (draws, len(p)))].mean(1)
+    boot = same[np.random.default_rng(0).integers(0, len(p), (2000, len(p)))].mean(1)
+    low, high = np.quantile(boot, (0.025, 0.975)).tolist()
     q = np.clip(p, 1e-6, 1 - 1e-6)
     entropy = -(label*np.log(np.clip(label, 1e-6, 1)) + (1 - label)*np.log(np.clip(1 - label, 1e-6, 1)))
-    gaps = sum(n*abs(c - t) for c, t, n in calibration_bins(p, label, bins))
-    return {"agreement": float(same.mean()), "low": float(np.quantile(boot, 0.025)),
-            "high": float(np.quantile(boot, 0.975)), "n": len(p),
+    return {"agreement": float(same.mean()), "low": low, "high": high, "n": len(p),
             "cross_entropy": float(-(label*np.log(q) + (1 - label)*np.log(1 - q)).mean()),
             "least_cross_entropy": float(entropy.mean()), "brier": float(((p - label)**2).mean()),
-            "calibration_error": float(gaps/len(p))}
+            "calibration_error": calibration_error(calibration_bins(p, label, bins))}
 
 # %% ../nbs/07_preference.ipynb #b3399ef1
 class ScoreHead(nn.Linear):
@@ -122,12 +117,8 @@ class ScoreHead(nn.Linear):
     def forward(self, x):
         return nn.functional.linear(x.float(), self.weight.float())
 
-def sequence_classifier(name: str = "default",  # default, folder or hub id
-                        adapter=None,           # adapters merged into the trunk
-                        dtype=None, device=None,
-                        heads=("all",)):        # names of the scores
-    "A causal model's trunk under a new score head: (model, tokenizer, id)"
-    from transformers import AutoModelForSequenceClassification
+def sequence_classifier(name: str = "default", adapter=None, dtype=None, device=None, heads=("all",)):
+    "(model, tokenizer, id): what `load_pretrained` loads, with a new score for each name in `heads` on its trunk"
     causal, tokenizer, ident = load_pretrained(name, adapter=adapter, dtype=dtype, device=device)
     config = copy.deepcopy(causal.config)
     config.id2label = dict(enumerate(heads))  # sets num_labels
@@ -135,13 +126,13 @@ def sequence_classifier(name: str = "default",  # default, folder or hub id
     config.pad_token_id = config.get_text_config().pad_token_id = tokenizer.pad_token_id
     try:
         with torch.device("meta"):
-            model = AutoModelForSequenceClassification.from_config(config)
+            model = transformers.AutoModelForSequenceClassification.from_config(config)
     except ValueError:
         model = None
     if not hasattr(model, "score"):
-        raise PreferenceError("transformers has no classifier with a score head for models of the type "
-                              f"{config.model_type}; take another model for this stage, such as Llama, Qwen, Gemma "
-                              "or Mistral.")
+        raise PreferenceError(
+            f"transformers has no classifier with a score head for models of the type {config.model_type}; take "
+            "another model for this stage, such as Llama, Qwen, Gemma or Mistral.")
     setattr(model, model.base_model_prefix, getattr(causal, causal.base_model_prefix))
     model.score = ScoreHead(config.get_text_config().hidden_size, len(heads)).to(causal.device)
     return model.eval(), tokenizer, ident
@@ -154,12 +145,10 @@ def encode_dialogue(messages, tokenizer) -> list[int]:
 # %% ../nbs/07_preference.ipynb #8a32f27c
 class PreferenceModel:
     "Scores of dialogues, with mean 0 and standard deviation 1 over responses of the policy that PPO starts from"
-    def __init__(self,
-                 model,              # a sequence-classification model with a head named `score`
-                 tokenizer,
-                 mean=0.0, std=1.0,  # of the raw scores, one number or one for each head
-                 id: str = "",       # what records call it
-                 heads=("all",)):    # what each score is for
+    def __init__(self, model, tokenizer,  # a sequence-classification model with a head named `score`
+                 mean=0.0, std=1.0,       # of the raw scores, one number or one for each head
+                 id: str = "",            # what records call it
+                 heads=("all",)):         # what each score is for
         self.model, self.tokenizer, self.id, self.heads = model.eval(), tokenizer, id, tuple(heads)
         add_score_forward(model)
         self.mean, self.std = (np.broadcast_to(np.asarray(x, float), len(self.heads)) for x in (mean, std))
@@ -167,10 +156,6 @@ class PreferenceModel:
     def __repr__(self):
         shown = ", ".join(f"{h}: mean {m:.3f}, std {s:.3f}" for h, m, s in zip(self.heads, self.mean, self.std))
         return f"PreferenceModel({self.id}, {shown})"
-
-    @property
-    def device(self):
-        return next(self.model.parameters()).device
 
     def columns(self, n: int, kinds=None) -> np.ndarray:
         "`(n,)` which score each of n dialogues is given"
@@ -182,13 +167,13 @@ class PreferenceModel:
         return np.array([self.heads.index(kind_of({"kind": k})) for k in kinds], int)
 
     @torch.inference_mode()
-    def _forward(self, rows, pick, width, batch_size, desc) -> np.ndarray:
-        "`pick(ids, mask, last)` of right-padded batches of token rows; `last`: position of each row's last token"
+    def _forward(self, rows, outputs, width, batch_size, desc) -> np.ndarray:
+        "`(N, width)` what `outputs(ids, mask)` gives for right-padded batches of rows of token ids"
         out = np.zeros((len(rows), width))
 
         def work(batch):
-            ids, mask = pad_rows([rows[i] for i in batch], self.tokenizer.pad_token_id, device=self.device)
-            out[batch] = pick(ids, mask, mask.sum(-1) - 1).float().cpu().numpy()
+            ids, mask = pad_rows([rows[i] for i in batch], self.tokenizer.pad_token_id, device=self.model.device)
+            out[batch] = outputs(ids, mask).float().cpu().numpy()
 
         for_batches([len(r) for r in rows], batch_size, work, desc)
         if not np.isfinite(out).all():
@@ -197,31 +182,22 @@ class PreferenceModel:
 
     def hidden(self, rows, batch_size: int = 32) -> np.ndarray:
         "`(N, H)` the trunk's output at the last token of each row of token ids"
-        def pick(ids, mask, last):
-            return trunk_states(self.model, ids, mask)[torch.arange(len(last), device=last.device), last]
+        states = lambda ids, mask: _at_last_token(trunk_states(self.model, ids, mask), mask)
+        return self._forward(rows, states, self.model.config.get_text_config().hidden_size, batch_size, "reading")
 
-        return self._forward(rows, pick, self.model.config.get_text_config().hidden_size, batch_size, "reading")
-
-    def logits(self,
-               dialogues,             # lists of messages, each ending with the assistant's
-               kinds=None,            # of prompt, wanted where there is a score for each kind
-               batch_size: int = 32) -> np.ndarray:
-        "`(N,)` raw scores: differences are log-odds"
+    def logits(self, dialogues, kinds=None, batch_size: int = 32) -> np.ndarray:
+        "`(N,)` raw scores, whose differences are log-odds; `kinds` of prompt are needed where each has its own score"
+        columns = self.columns(len(dialogues), kinds)
+        limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or 1 << 30
+        rows = []
         for i, d in enumerate(dialogues):
             if not d or d[-1]["role"] != "assistant":
-                raise PreferenceError(f"dialogue {i} does not end with the assistant's answer: nothing to score.")
-        columns = self.columns(len(dialogues), kinds)
-        rows = [encode_dialogue(d, self.tokenizer) for d in dialogues]
-        limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or 1 << 30
-        for i, r in enumerate(rows):
-            if len(r) > limit:
-                raise PreferenceError(f"dialogue {i} has {len(r)} tokens, the context is {limit}: leave it out.")
-
-        def pick(ids, mask, last):
-            return self.model(input_ids=ids, attention_mask=mask, last_scores=True).logits
-
-        scores = self._forward(rows, pick, len(self.heads), batch_size, "scoring")
-        return scores[np.arange(len(rows)), columns]
+                raise PreferenceError(f"dialogue {i} does not end with the assistant's response: nothing to score.")
+            rows.append(encode_dialogue(d, self.tokenizer))
+            if len(rows[i]) > limit:
+                raise PreferenceError(f"dialogue {i} has {len(rows[i])} tokens, the context is {limit}: leave it out.")
+        scores = lambda ids, mask: self.model(input_ids=ids, attention_mask=mask, last_scores=True).logits
+        return self._forward(rows, scores, len(self.heads), batch_size, "scoring")[np.arange(len(rows)), columns]
 
     def score(self, dialogues, kinds=None, batch_size: int = 32) -> np.ndarray:
         "`(N,)` normalised scores, the reward of PPO; arguments as for `logits`"
@@ -262,40 +238,30 @@ def heads_of(comparisons, heads: str = "kind") -> tuple:
     prompts = {h: {json.dumps(r["prompt"]) for r in comparisons if kind_of(r) == h} for h in KINDS}
     return KINDS if heads == "kind" and min(map(len, prompts.values())) > 1 else ("all",)
 
-def preference_rows(comparisons,          # comparison records
-                    tokenizer,
-                    max_length: int,      # tokens of the longer dialogue of a pair
-                    label: str = "soft",  # as in `PreferenceSettings`
-                    heads=("all",)):      # as `heads_of` gives them
-    "Rows for the trainer, their records, and how many pairs were too long"
+def preference_rows(comparisons, tokenizer, max_length: int, label: str = "soft", heads=("all",)):
+    "Rows for the trainer, their records, and how many pairs were left out as too long; `heads` as from `heads_of`"
     if label not in ("soft", "hard"):
         raise PreferenceError(f"label={label!r}: write 'soft' or 'hard'.")
-    rows, kept, dropped = [], [], 0
+    rows, kept = [], []
     for r in comparisons:
         p = float(r.get("label", 1.0))
         if not 0 <= p <= 1:
             raise PreferenceError(f"comparison {r.get('id')} has the label {p}; it must be a probability, 0 to 1.")
         a, b = (encode_dialogue([*r["prompt"], *r[k]], tokenizer) for k in ("chosen", "rejected"))
         length = max(len(a), len(b))
-        if length > max_length:
-            dropped += 1
-            continue
-        target = p if label == "soft" else float(p >= 0.5)
-        head = heads.index(kind_of(r)) if len(heads) > 1 else 0
-        rows.append({"chosen_ids": a, "rejected_ids": b, "label": target, "head": head, "length": length})
-        kept.append(r)
-    return rows, kept, dropped
+        if length <= max_length:
+            target = p if label == "soft" else float(p >= 0.5)
+            head = heads.index(kind_of(r)) if len(heads) > 1 else 0
+            rows.append({"chosen_ids": a, "rejected_ids": b, "label": target, "head": head, "length": length})
+            kept.append(r)
+    return rows, kept, len(comparisons) - len(rows)
 
 def split_by_prompt(records, heldout: float, seed: int = 0):
     "(train, held-out) indices; a prompt, in the same or nearly the same words, is on one side only"
     from cai_nb.prompts import split_prompts
-    if not 0 <= heldout < 1:
-        raise PreferenceError(f"heldout={heldout}: write a share, at least 0 and below 1.")
-    if not heldout:
-        return list(range(len(records))), []
     texts = [r["prompt"][-1]["content"] for r in records]
     # a seed of its own: with the run's it would be the split that chose the training prompts, and come out empty
-    held = set(split_prompts(sorted(set(texts)), heldout, seed + 1_000_003)[1])
+    held = set(split_prompts(sorted(set(texts)), heldout, seed + 1_000_003)[1]) if heldout else ()
     return [i for i, t in enumerate(texts) if t not in held], [i for i, t in enumerate(texts) if t in held]
 
 # %% ../nbs/07_preference.ipynb #6a98dee3
@@ -342,14 +308,12 @@ def train_preference_model(model_name: str,   # default, folder or hub id
     rows, kept, dropped = preference_rows(comparisons, tokenizer, s.max_length, s.label, heads)
     train, held = split_by_prompt(kept, s.heldout, s.seed)
     if not train:
-        raise PreferenceError(f"none of {len(rows) + dropped} comparisons can be trained on: {dropped} are longer than "
+        raise PreferenceError(f"none of {len(comparisons)} comparisons can be trained on: {dropped} are longer than "
                               f"max_length={s.max_length} tokens.")
     if s.four_bit:
         in_four_bits(model)
-    lora = None
-    if s.lora_rank:
-        lora = lora_config(model, s.lora_rank, s.lora_layer_fraction, alpha_ratio=s.lora_alpha_ratio, task="SEQ_CLS",
-                           modules_to_save=["score"])
+    more = {"task": "SEQ_CLS", "alpha_ratio": s.lora_alpha_ratio, "modules_to_save": ["score"]}
+    lora = lora_config(model, s.lora_rank, s.lora_layer_fraction, **more) if s.lora_rank else None
     start, train_rows = time.time(), [rows[i] for i in train]
     with cache_frozen_activations(model, min(lora.layers_to_transform) if lora else 0):
         if s.probe:
@@ -357,99 +321,89 @@ def train_preference_model(model_name: str,   # default, folder or hub id
         trainer = _trainer(model, tokenizer, train_rows, out, s, lora)
         trainer.train()
         weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # a collective call
-        curve = [{"step": h["step"], "loss": h["loss"]} for h in trainer.state.log_history if "loss" in h]
         scorer = PreferenceModel(trainer.model, tokenizer, heads=heads)
         about, held_rows, measured = _examine(scorer, kept, held, s.seed)
     adapters = [adapter] if isinstance(adapter, (str, Path)) else adapter or []
     about |= {"base": _portable(model_name, out), "adapters": [os.path.relpath(a, out) for a in adapters],
               "lora": bool(s.lora_rank), "model": ident, "heads": heads}
+    curve = [{"step": h["step"], "loss": h["loss"]} for h in trainer.state.log_history if "loss" in h]
     metrics = {"model": ident, "examples": len(train), "dropped": dropped, "steps": trainer.state.global_step,
                "heads": heads, "seconds": round(time.time() - start, 1), **measured, "score_mean": about["mean"],
                "score_std": about["std"], "curve": curve, "settings": asdict(s)}
-    if not trainer.is_world_process_zero():
-        return metrics
-    out.mkdir(parents=True, exist_ok=True)
-    trainer.model.save_pretrained(out, state_dict=weights)
-    tokenizer.save_pretrained(out)
-    (out/"preference.json").write_text(json.dumps(about, indent=1))
-    (out/"heldout.jsonl").write_text("".join(json.dumps(r) + "\n" for r in held_rows))
-    (out/"metrics.json").write_text(json.dumps(metrics, indent=1))
+    if trainer.is_world_process_zero():
+        trainer.model.save_pretrained(out, state_dict=weights)
+        tokenizer.save_pretrained(out)
+        (out/"preference.json").write_text(json.dumps(about, indent=1))
+        (out/"heldout.jsonl").write_text("".join(json.dumps(r) + "\n" for r in held_rows))
+        (out/"metrics.json").write_text(json.dumps(metrics, indent=1))
     return metrics
 
 # %% ../nbs/07_preference.ipynb #39ff94fa
 def _trainer(model, tokenizer, rows, out, s, lora):
     "TRL's trainer with these settings"
-    from datasets import Dataset
-    from transformers import PrinterCallback
     steps = int(-(-len(rows)//(s.batch_size*s.accumulation))*s.epochs)
     args = RewardConfig(
-        output_dir=str(out), num_train_epochs=s.epochs, seed=s.seed, max_length=None,
+        output_dir=str(out), num_train_epochs=s.epochs, seed=s.seed, max_length=None, learning_rate=s.learning_rate,
         per_device_train_batch_size=per_process(s.batch_size), gradient_accumulation_steps=s.accumulation,
-        learning_rate=s.learning_rate, lr_scheduler_type=s.schedule, warmup_steps=min(s.warmup_steps, steps//4),
-        train_sampling_strategy="group_by_length", logging_steps=max(1, steps//25),
-        **trainer_defaults(model.num_parameters()))
+        lr_scheduler_type=s.schedule, warmup_steps=min(s.warmup_steps, steps//4), logging_steps=max(1, steps//25),
+        train_sampling_strategy="group_by_length", **trainer_defaults(model.num_parameters()))
     trainer = SoftRewardTrainer(model=model, args=args, train_dataset=Dataset.from_list(rows),
                                 processing_class=tokenizer, peft_config=lora)
-    trainer.remove_callback(PrinterCallback)  # the curve is kept
+    trainer.remove_callback(transformers.PrinterCallback)  # the curve is kept
     return trainer
 
 def _start_from_probe(scorer, rows, records, seed):
     "Set the head to the probe's weights: for each score, what the pairs of its kind say"
     d = scorer.hidden([r["chosen_ids"] for r in rows]) - scorer.hidden([r["rejected_ids"] for r in rows])
     groups = np.unique([json.dumps(r["prompt"]) for r in records], return_inverse=True)[1]
-    head = np.array([r["head"] for r in rows])
-    p = np.array([r["label"] for r in rows])
+    head, p = (np.array([r[name] for r in rows]) for name in ("head", "label"))
     for k in sorted(set(head)):
         w = soft_probe(d[head == k], p[head == k], groups[head == k], seed=seed)
-        with torch.no_grad():
-            scorer.model.score.weight[k] = torch.tensor(w)
+        scorer.model.score.weight.data[k] = torch.tensor(w)
 
 # %% ../nbs/07_preference.ipynb #019d7ba3
 def _examine(scorer, records, held, seed, most: int = 96):
     "Mean and standard deviation of the policy's own responses, and probabilities and metrics of the held-out records"
     kinds = [r.get("kind", "") for r in records]
     columns = scorer.columns(len(records), kinds)
-    own = [i for i, r in enumerate(records) if r.get("method") != "labelled" and r.get("source") != "revision"]
+    own = np.array([r.get("method") != "labelled" and r.get("source") != "revision" for r in records])
     drawn = []  # for each score, some of the policy's own pairs: enough for two numbers
     for k in range(len(scorer.heads)):
-        mine = [i for i in own if columns[i] == k] or [i for i in range(len(records)) if columns[i] == k]
-        drawn.append(np.random.default_rng(seed).permutation(mine)[:most].tolist())
+        mine = own & (columns == k) if own[columns == k].any() else columns == k
+        drawn.append(np.random.default_rng(seed).permutation(np.flatnonzero(mine))[:most].tolist())
     both = list(dict.fromkeys([*held, *(i for some in drawn for i in some)]))
     talks = [[*records[i]["prompt"], *records[i][k]] for k in ("chosen", "rejected") for i in both]
-    s = scorer.logits(talks, [kinds[i] for i in both]*2).reshape(2, -1)
-    p = dict(zip(both, 1/(1 + np.exp(s[1] - s[0]))))
-    place = {i: n for n, i in enumerate(both)}
-    usual = [s[:, [place[i] for i in some]] for some in drawn]
+    s = np.full((2, len(records)), np.nan)  # scores of chosen and rejected responses, of these records alone
+    s[:, both] = scorer.logits(talks, [kinds[i] for i in both]*2).reshape(2, -1)
+    p = 1/(1 + np.exp(s[1] - s[0]))
     rows = []
-    for i in held:
-        r = records[i]
-        rows.append({"id": r.get("id"), "p": float(p[i]), "label": float(r.get("label", 1.0)), "kind": kinds[i],
+    for r, q in zip((records[i] for i in held), p[held].tolist()):
+        rows.append({"id": r.get("id"), "p": q, "label": float(r.get("label", 1.0)), "kind": r.get("kind", ""),
                      "category": r.get("category", ""), "principles": r.get("principles", [])})
-    measured = preference_metrics([r["p"] for r in rows], [r["label"] for r in rows]) if rows else {}
+    measured = preference_metrics(p[held], [r["label"] for r in rows]) if rows else {}
     for name in ("kind", "category", "principles"):
         measured[f"by_{name}"] = _metrics_by(rows, name)
+    usual = [s[:, some] for some in drawn]
     about = {"mean": [float(u.mean()) for u in usual], "std": [float(u.std() or 1.0) for u in usual]}
     return about, rows, measured
 
-def _metrics_by(rows, name, least: int = 5) -> dict:
-    "{value of that field: preference_metrics} for every value that at least `least` rows have; a field may be a list"
+def _metrics_by(rows, name) -> dict:
+    "{value of that field: metrics} for every value that at least five rows have; a field may be a list"
     found = {}
     for r in rows:
         for value in [r[name]] if isinstance(r[name], str) else r[name]:
-            found.setdefault(value, []).append(r)
-    return {g: preference_metrics([r["p"] for r in some], [r["label"] for r in some])
-            for g, some in sorted(found.items()) if g and len(some) >= least}
+            found.setdefault(value, []).append((r["p"], r["label"]))
+    return {value: preference_metrics(*zip(*some)) for value, some in sorted(found.items()) if value and len(some) >= 5}
 
 # %% ../nbs/07_preference.ipynb #1ba1f310
 def _portable(name, out):
     "How `preference.json` names a model: a folder of the same run relative to `out`, another by its full path"
-    folder, out = Path(name).expanduser(), Path(out).resolve()
+    folder, out = Path(name).expanduser().resolve(), Path(out).resolve()
     if name == "default" or not folder.is_dir():
         return str(name)
     in_a_folder = len(out.parents) > 2  # else "the same run" would be the whole disk
-    if in_a_folder and folder.resolve().is_relative_to(out.parents[1]):
-        return os.path.relpath(folder.resolve(), out)
-    return str(folder.resolve())
+    same_run = in_a_folder and folder.is_relative_to(out.parents[1])
+    return os.path.relpath(folder, out) if same_run else str(folder)
 
 def _base(path, name):
     "What `load_pretrained` is to load for the `base` of the preference model in `path`"
@@ -462,33 +416,25 @@ def _base(path, name):
 
 def _saved_head(path):
     "The weights of the score head, `(heads, H)`; refused where there are none"
-    from safetensors import safe_open
     for file in path.glob("*.safetensors"):
         with safe_open(file, "pt") as tensors:
-            head = [k for k in tensors.keys() if k.endswith("score.weight")]
-            if head:
-                return tensors.get_tensor(head[0])
-    raise PreferenceError(f"{path} has no score head (no score.weight in its safetensors files), so its scores would "
-                          "be arbitrary; train the preference model again.")
+            for name in tensors.keys():
+                if name.endswith("score.weight"):
+                    return tensors.get_tensor(name)
+    raise PreferenceError(f"{path} has no score head (score.weight), its scores would be arbitrary: train it again.")
 
 # %% ../nbs/07_preference.ipynb #b1eb1c7b
 @patch(cls_method=True)
-def load(cls: PreferenceModel,
-         path,            # the folder
-         dtype=None,      # of the trunk, torch's or by name; None: what the machine computes fastest
-         device=None):
-    "Read what `train_preference_model` wrote"
-    from peft import PeftModel
+def load(cls: PreferenceModel, path, dtype=None, device=None):
+    "Read the folder that `train_preference_model` wrote; `dtype` is the trunk's, None: what the machine does best"
     path = Path(path)
     if not (path/"preference.json").exists():
-        raise PreferenceError(f"{path} holds no preference model (no preference.json); name the folder that "
-                              "train_preference_model wrote.")
+        raise PreferenceError(f"{path} holds no preference model (no preference.json): name another folder.")
     about = json.loads((path/"preference.json").read_text())
     heads = tuple(_OLD_KINDS.get(h, h) for h in about.get("heads", ("all",)))
     head = _saved_head(path)
     if about["lora"]:
-        adapters = [(path/a).resolve() for a in about["adapters"]]
-        base = _base(path, about["base"])
+        base, adapters = _base(path, about["base"]), [(path/a).resolve() for a in about["adapters"]]
         model, tokenizer, ident = sequence_classifier(base, adapters, "float32", device, heads)
         if not same_model(ident, about["model"]):
             raise PreferenceError(f"{path} was trained on {about['model']}, but {base} is now {ident}; "
@@ -497,8 +443,7 @@ def load(cls: PreferenceModel,
     else:
         model, tokenizer, _ = sequence_classifier(str(path), None, "float32", device, heads)
         model.score.load_state_dict({"weight": head})
-    if isinstance(dtype, str):
-        dtype = getattr(torch, dtype)
+    dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
     model.to(dtype or best_dtype(str(model.device)))
     model.score.float()
     return cls(model, tokenizer, about["mean"], about["std"], about["model"] + "+preference", heads)
@@ -506,13 +451,10 @@ def load(cls: PreferenceModel,
 @patch
 def export(self: PreferenceModel, folder):
     "Write a folder for plain `AutoModelForSequenceClassification.from_pretrained`: adapter merged, head divided by std"
-    import transformers
     model = copy.deepcopy(self.model).float()
     model.config.architectures = [type(model).__name__]
-    head = nn.Linear(model.config.get_text_config().hidden_size, len(self.heads), bias=False)
-    std = torch.tensor(self.std, dtype=torch.float32)[:, None]
-    head.weight.data = model.score.weight.data.float()/std  # a head without bias has no place for the mean, a constant
-    model.score = head
+    std = torch.tensor(self.std, dtype=torch.float32, device=model.device)[:, None]
+    model.score.weight.data /= std  # a head without bias has no place for the mean, a constant
     model.config.preference = {"mean": self.mean.tolist(), "std": self.std.tolist(), "id": self.id,
                                "made_with": transformers.__version__}
     model.save_pretrained(folder)

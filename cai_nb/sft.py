@@ -11,6 +11,9 @@ import json, time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 import torch
+import transformers
+from datasets import Dataset
+from safetensors.torch import load_file, save_file
 from trl import SFTConfig, SFTTrainer
 from .chat_template import chat_format
 from .dialogue import CaiError, assistant
@@ -45,8 +48,7 @@ def encode_example(prompt,      # messages; nothing here is trained on
     ids, turns = chat_format(tokenizer).encode(messages, first=len(prompt))
     labels = [-100]*len(ids)
     for turn in turns:
-        cut_off = not learn_end and turn.message == len(messages) - 1
-        end = turn.stop if cut_off else turn.end
+        end = turn.end if learn_end or turn.message < len(messages) - 1 else turn.stop
         labels[turn.start:end] = ids[turn.start:end]
     return {"input_ids": ids, "labels": labels}
 
@@ -54,18 +56,18 @@ def encode_example(prompt,      # messages; nothing here is trained on
 @dataclass(frozen=True)
 class SFTSettings:
     "How to fine-tune"
-    learning_rate: float = 3e-4      # of Adam; the paper takes half of pretraining's for full fine-tuning
-    epochs: float = 2.0              # passes over the examples; the paper: 1, on far more of them
-    batch_size: int = 8              # sequences a step, dealt out among the processes
-    accumulation: int = 1            # batches an optimiser step; the paper's batch is 1,024 sequences
-    schedule: str = "constant"       # the paper's; any name that transformers knows
-    warmup_steps: int = 5            # over which the learning rate rises; at most a quarter of all
-    lora_rank: int = 16              # 0: train every weight
-    lora_alpha_ratio: float = 2.0    # LoRA's alpha divided by the rank
-    lora_layer_fraction: float = 0.5 # share of the layers, from the top, that get an adapter
-    max_length: int = 512            # tokens; a longer example is left out, and counted
-    padding_free: bool | None = None # lay a batch's examples end to end; None: where flash attention is at hand
-    four_bit: bool = False           # train the adapter on weights in 4 bits (QLoRA)
+    learning_rate: float = 3e-4       # of Adam; the paper takes half of pretraining's for full fine-tuning
+    epochs: float = 2.0               # passes over the examples; the paper: 1, on far more of them
+    batch_size: int = 8               # sequences per step, over all processes
+    accumulation: int = 1             # batches per optimiser step; the paper's batch is 1,024 sequences
+    schedule: str = "constant"        # the paper's; any name that transformers knows
+    warmup_steps: int = 5             # over which the learning rate rises; at most a quarter of all
+    lora_rank: int = 16               # 0: train every weight
+    lora_alpha_ratio: float = 2.0     # LoRA's alpha divided by the rank
+    lora_layer_fraction: float = 0.5  # share of the layers, from the top, that get an adapter
+    max_length: int = 512             # tokens; a longer example is left out, and counted
+    padding_free: bool | None = None  # concatenate a batch's examples; None: where flash attention is installed
+    four_bit: bool = False            # train the adapter on weights in 4 bits (QLoRA)
     seed: int = 0
 
 # %% ../nbs/05_sft.ipynb #21aba140
@@ -77,18 +79,14 @@ def _completion_logprobs(model, input_ids, labels, position_ids=None, **_):
     return selective_logprobs(output_head(model), hidden, following[following >= 0])[0]
 
 def add_completion_logprob_forward(model):
-    """Let a causal language model's `forward` give the log-probabilities `(N,)` of tokens that have a label, in place
-
-    `completion_only=True` asks for them. `ModelError` where its logits are more than its head, see `output_head`.
-    """
-    output_head(model)
+    "Let `forward(completion_only=True)` give log-probabilities `(N,)` of the tokens that have a label; in place"
+    output_head(model)  # a ModelError where the model changes its logits after the head in a way that is not known
     extend_forward(model, "completion_only", _completion_logprobs)
 
 def enable_padding_free(model, wanted: bool | None = None) -> bool:
     "Whether a batch is concatenated into one row; None: where flash attention is installed, which the model then uses"
-    from transformers.utils import is_flash_attn_2_available
-    half = model.dtype in (torch.bfloat16, torch.float16)
-    flash = wanted is not False and model.device.type == "cuda" and half and is_flash_attn_2_available()
+    possible = model.device.type == "cuda" and model.dtype in (torch.bfloat16, torch.float16)
+    flash = wanted is not False and possible and transformers.utils.is_flash_attn_2_available()
     if flash:
         model.set_attn_implementation("flash_attention_2")
     return flash if wanted is None else wanted
@@ -103,10 +101,9 @@ class CompletionTrainer(SFTTrainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         if not self.args.use_cpu or return_outputs:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        logprobs = model(input_ids=inputs["input_ids"], labels=inputs["labels"],
-                         position_ids=inputs.get("position_ids"), completion_only=True)
+        logprobs = model(**inputs, completion_only=True)
         if num_items_in_batch is None:
-            return -logprobs.sum()/len(logprobs)
+            return -logprobs.mean()
         processes = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
         return -logprobs.sum()*processes/num_items_in_batch  # the gradient is a mean over processes
 
@@ -125,20 +122,18 @@ def training_rows(examples, tokenizer, max_length: int):
     rows = [encode_example(e["prompt"], e["completion"], tokenizer, e.get("learn_end", True)) for e in examples]
     kept = [r for r in rows if len(r["input_ids"]) <= max_length and any(t >= 0 for t in r["labels"])]
     if not kept:
-        raise TrainingError(f"none of {len(rows)} examples can be trained on: none given, all too long "
-                            f"(max_length={max_length}), or all empty.")
+        raise TrainingError(f"all of {len(rows)} examples are empty or longer than max_length={max_length} tokens.")
     return kept, len(rows) - len(kept)
 
 def _sft_config(model, rows: int, out, s: SFTSettings):
     "TRL's settings for that many rows"
     steps = int(-(-rows//(s.batch_size*s.accumulation))*s.epochs)
     return SFTConfig(
-        output_dir=str(out), num_train_epochs=s.epochs, seed=s.seed, max_length=None,
+        output_dir=str(out), num_train_epochs=s.epochs, seed=s.seed, max_length=None, learning_rate=s.learning_rate,
         per_device_train_batch_size=per_process(s.batch_size), gradient_accumulation_steps=s.accumulation,
-        learning_rate=s.learning_rate, lr_scheduler_type=s.schedule, warmup_steps=min(s.warmup_steps, steps//4),
-        train_sampling_strategy="group_by_length", logging_steps=max(1, steps//25),
-        dataset_kwargs={"skip_prepare_dataset": True}, padding_free=enable_padding_free(model, s.padding_free),
-        **trainer_defaults(model.num_parameters()))
+        lr_scheduler_type=s.schedule, warmup_steps=min(s.warmup_steps, steps//4), logging_steps=max(1, steps//25),
+        train_sampling_strategy="group_by_length", dataset_kwargs={"skip_prepare_dataset": True},
+        padding_free=enable_padding_free(model, s.padding_free), **trainer_defaults(model.num_parameters()))
 
 # %% ../nbs/05_sft.ipynb #5b5bb2fd
 def finetune(model_name: str,     # default, folder or hub id
@@ -147,9 +142,8 @@ def finetune(model_name: str,     # default, folder or hub id
              settings: SFTSettings = SFTSettings(),
              adapter=None):       # adapters merged into the model before training
     "Fine-tune on the assistant's turns of the completions, save to `out`; returns counts, seconds and the loss curve"
-    from datasets import Dataset
-    from transformers import PrinterCallback
-    s, dtype = settings, None if settings.lora_rank else "float32"
+    s = settings
+    dtype = None if s.lora_rank else "float32"
     model, tokenizer, ident = load_pretrained(model_name, adapter=adapter, dtype=dtype)
     rows, dropped = training_rows(examples, tokenizer, s.max_length)
     lora = None
@@ -157,10 +151,9 @@ def finetune(model_name: str,     # default, folder or hub id
         lora = lora_config(model, s.lora_rank, s.lora_layer_fraction, alpha_ratio=s.lora_alpha_ratio)
     if s.four_bit:
         in_four_bits(model)
-    args = _sft_config(model, len(rows), out, s)
-    trainer = CompletionTrainer(model=model, args=args, train_dataset=Dataset.from_list(rows), peft_config=lora,
-                                processing_class=tokenizer)
-    trainer.remove_callback(PrinterCallback)  # the curve is kept, a line a step need not be printed
+    trainer = CompletionTrainer(model, _sft_config(model, len(rows), out, s), train_dataset=Dataset.from_list(rows),
+                                processing_class=tokenizer, peft_config=lora)
+    trainer.remove_callback(transformers.PrinterCallback)  # the curve is kept, a line a step need not be printed
     start = time.time()
     trainer.train()
     trainer.save_model(str(out))
@@ -175,12 +168,13 @@ def finetune(model_name: str,     # default, folder or hub id
 # %% ../nbs/05_sft.ipynb #52dc3edb
 CRITIC_SETTINGS = SFTSettings(learning_rate=6e-4, epochs=4, schedule="cosine")
 
-def _card(metrics: dict, title: str, about: str) -> str:
-    "A model card for an adapter: what it is, what it was trained on, how"
-    names = ("model", "examples", "dropped", "steps", "tokens", "seconds")
-    rows = "\n".join(f"- {k}: {metrics[k]}" for k in names if k in metrics)
-    return (f"---\nlibrary_name: peft\nlicense: apache-2.0\n---\n# {title}\n\n{about}\n\n{rows}\n"
-            f"- settings: {json.dumps(metrics['settings'])}\n")
+def _card(metrics: dict) -> str:
+    "The model card of a critic's adapter: what it is, what it was trained on, how"
+    named = ", ".join(f"{n} ({f})" for n, f in metrics["constitutions"].items())
+    about = f"LoRA adapter that turns the default model into a critic and reviser for the constitutions {named}."
+    rows = [f"- {k}: {metrics[k]}" for k in ("model", "examples", "dropped", "steps", "tokens", "seconds")]
+    rows.append(f"- settings: {json.dumps(metrics['settings'])}\n")
+    return "\n".join(["---\nlibrary_name: peft\nlicense: apache-2.0\n---\n# cai_nb critic\n", about, "", *rows])
 
 def finetune_critic(model_name: str,     # default, folder or hub id
                     examples,            # as for `finetune`
@@ -188,17 +182,14 @@ def finetune_critic(model_name: str,     # default, folder or hub id
                     fingerprints: dict,  # {constitution: fingerprint of its exemplars}, for the card
                     settings: SFTSettings = CRITIC_SETTINGS) -> dict:
     "Train a critic's adapter on the constitution's exemplars and write it with its card (`cai-nb finetune-critic`)"
-    from safetensors.torch import load_file, save_file
-    metrics = finetune(model_name, examples, out, settings) | {"constitutions": fingerprints}
-    weights, config = Path(out)/"adapter_model.safetensors", Path(out)/"adapter_config.json"
+    metrics, out = finetune(model_name, examples, out, settings) | {"constitutions": fingerprints}, Path(out)
+    weights, config = out/"adapter_model.safetensors", out/"adapter_config.json"
     save_file({k: v.to(torch.bfloat16) for k, v in load_file(weights).items()}, weights, metadata={"format": "pt"})
-    for p in Path(out).iterdir():  # what training leaves beside the adapter is not needed to use it
+    for p in out.iterdir():  # what training leaves beside the adapter is not needed to use it
         if p.is_file() and p not in (weights, config):
             p.unlink()
     described = json.loads(config.read_text()) | {"base_model_name_or_path": metrics["model"]}
     config.write_text(json.dumps(described, indent=1))
-    Path(out, "metrics.json").write_text(json.dumps(metrics, indent=1))
-    named = ", ".join(f"{n} ({f})" for n, f in fingerprints.items())
-    about = f"LoRA adapter that turns the default model into a critic and reviser for the constitutions {named}."
-    Path(out, "README.md").write_text(_card(metrics, "cai_nb critic", about))
+    (out/"metrics.json").write_text(json.dumps(metrics, indent=1))
+    (out/"README.md").write_text(_card(metrics))
     return metrics

@@ -282,7 +282,7 @@ def test_metrics_on_numbers_done_by_hand():
     (lambda f, t: PreferenceModel.load(t), "no preference.json"),
     (lambda f, t: preference_metrics([0.5], [0.5, 1]), "as many labels"),
     (lambda f, t: preference_metrics([float("nan")], [1]), "NaN"),
-    (lambda f, t: split_by_prompt([comparison(0)], 1.0), "below 1"),
+    (lambda f, t: split_by_prompt([comparison(0)], 1.0), "share between 0 and 1"),
 ])
 def test_errors_say_what_to_do(folder, tmp_path, call, words):
     with pytest.raises(CaiError, match=words):

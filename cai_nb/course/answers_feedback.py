@@ -35,7 +35,8 @@ def _p_a(logp): return expit(logp[:, 0] - logp[:, 1])
         lambda logp: expit((logp[0, 0] - logp[0, 1] + logp[1, 1] - logp[1, 0])/2)})
 def both_orders(logp):
     "P(first response is better), by `option_probs` of a model that says this"
-    return option_probs(SimpleNamespace(option_logprobs=lambda *args, **settings: np.asarray(logp)), [["own"], ["exchanged"]])[0][0]
+    model = SimpleNamespace(option_logprobs=lambda *args, **settings: np.asarray(logp))
+    return option_probs(model, [["own"], ["exchanged"]])[0][0]
 
 # %% ../../nbs/13b_answers_feedback.ipynb #cdb7a425
 def _label_inputs(rng):
@@ -50,7 +51,8 @@ def _chosen(p): return [int(x < .5) for x in p]
     "clamping cuts what lies outside and leaves the rest as it is; this squeezes every label":
         lambda p, low, high: (_chosen(p), np.maximum(low + (high - low)*p, 1 - low - (high - low)*p)),
     "nothing is clamped": lambda p, low, high: (_chosen(p), np.maximum(p, 1 - p)),
-    "those are hard labels: rounding throws away how clear the case was": lambda p, low, high: (_chosen(p), np.ones(len(p))),
+    "those are hard labels: rounding throws away how clear the case was":
+        lambda p, low, high: (_chosen(p), np.ones(len(p))),
     "the rejected response is given as the chosen one":
         lambda p, low, high: ([1 - c for c in _chosen(p)], np.clip(np.maximum(p, 1 - p), low, high))})
 def clamped_label(p, low, high):
@@ -65,7 +67,8 @@ def _letter_inputs(rng):
     return (np.where(p_a == .5, .51, p_a),)
 
 def _letter_records(p_a):
-    return [{"logprobs": {name: np.log([x, 1 - x]).tolist() for name, x in zip(("first", "second"), row)}} for row in p_a]
+    def logprobs(p): return np.log([p, 1 - p]).tolist()
+    return [{"logprobs": {"first": logprobs(first), "second": logprobs(second)}} for first, second in p_a]
 
 @exercise("letter_decides", "06_feedback", _letter_inputs, {
     "that is how often the same response won in both orders; the letter decided in the others":
@@ -84,11 +87,14 @@ def _from_contrast(x, scale): return expit(scale*((x[0, 0] - x[1, 0]) - (x[0, 1]
 class _OnePrinciple(dict): fingerprint = ""
 
 @exercise("contrast_label", "06_feedback", _contrast_inputs, {
-    "sums over tokens grow with the length of a response: divide each by its tokens": lambda x, n, scale: _from_contrast(x, scale),
-    "without the opposite sentence it is the likelier text that wins": lambda x, n, scale: expit(scale*(x[0]/n @ [1, -1])),
+    "sums over tokens grow with the length of a response: divide each by its tokens":
+        lambda x, n, scale: _from_contrast(x, scale),
+    "without the opposite sentence it is the likelier text that wins":
+        lambda x, n, scale: expit(scale*(x[0]/n @ [1, -1])),
     "the wrong way round: the response that gains more from the good sentence is the better one":
         lambda x, n, scale: 1 - _from_contrast(x/n, scale),
-    "the scale is missing: a difference in nats is not yet a log-odds that means what it says": lambda x, n, scale: _from_contrast(x/n, 1)})
+    "the scale is missing: a difference in nats is not yet a log-odds that means what it says":
+        lambda x, n, scale: _from_contrast(x/n, 1)})
 def contrast_label(logprob, tokens, scale):
     "P(first response is better), by `contrastive_log_likelihood` with a model that gives these scores"
     said = [SimpleNamespace(per_token=s/n) for row in logprob for s, n in zip(row, tokens)]
@@ -103,9 +109,12 @@ def _share_inputs(rng): return (round(rng.uniform(.53, .68), 3),)
 def _first(enough): return next(n for n in itertools.count(1) if enough(n))
 
 @exercise("pairs_needed", "06_feedback", _share_inputs, {
-    "that is the normal interval; Wilson's has its lower end elsewhere": lambda s: _first(lambda n: s - 1.96*np.sqrt(s*(1 - s)/n) > .5),
-    "one standard error makes a 68% interval; 95% takes 1.96 of them": lambda s: _first(lambda n: wilson(s*n, n, z=1)[0] > .5),
-    "the upper end is above one half from the start; it is the lower one that has to be": lambda s: _first(lambda n: wilson(s*n, n)[1] > .5)})
+    "that is the normal interval; Wilson's has its lower end elsewhere":
+        lambda s: _first(lambda n: s - 1.96*np.sqrt(s*(1 - s)/n) > .5),
+    "one standard error makes a 68% interval; 95% takes 1.96 of them":
+        lambda s: _first(lambda n: wilson(s*n, n, z=1)[0] > .5),
+    "the upper end is above one half from the start; it is the lower one that has to be":
+        lambda s: _first(lambda n: wilson(s*n, n)[1] > .5)})
 def pairs_needed(share): return _first(lambda n: wilson(share*n, n)[0] > .5)
 
 # %% ../../nbs/13b_answers_feedback.ipynb #1981a906
@@ -115,10 +124,13 @@ def _spread(p, w, mean): return np.sqrt((w*(p - mean)**2).sum()/w.sum())
 def _mean(p, w): return (w*p).sum()/w.sum()
 
 @exercise("mean_opinion", "06_feedback", _opinion_inputs, {
-    "the weights do not add up to one: divide by their sum": lambda p, w: ((w*p).sum(), np.sqrt((w*(p - (w*p).sum())**2).sum())),
-    "rounded opinions were counted: a vote throws the doubt of each away": lambda p, w: (_mean(p > .5, w), _spread(p > .5, w, _mean(p > .5, w))),
+    "the weights do not add up to one: divide by their sum":
+        lambda p, w: ((w*p).sum(), np.sqrt((w*(p - (w*p).sum())**2).sum())),
+    "rounded opinions were counted: a vote throws the doubt of each away":
+        lambda p, w: (_mean(p > .5, w), _spread(p > .5, w, _mean(p > .5, w))),
     "every member weighs the same here": lambda p, w: (p.mean(), p.std()),
-    "the disagreement has to be weighted as the mean is": lambda p, w: (_mean(p, w), np.sqrt(((p - _mean(p, w))**2).mean())),
+    "the disagreement has to be weighted as the mean is":
+        lambda p, w: (_mean(p, w), np.sqrt(((p - _mean(p, w))**2).mean())),
     "that is the variance; the disagreement is its root": lambda p, w: (_mean(p, w), _spread(p, w, _mean(p, w))**2)})
 def mean_opinion(p, weights):
     "Weighted mean and deviation of what the members say, by `ensemble`"
@@ -128,10 +140,13 @@ def mean_opinion(p, weights):
     return made["p_first"], made["disagreement"]
 
 # %% ../../nbs/13b_answers_feedback.ipynb #8687c95b
-def _judge_inputs(rng): return (*rng.normal(size=(2, 4)).round(2), rng.normal(size=4).round(2), rng.uniform(.5, 3, 4).round(2), rng.normal(size=4).round(2))
+def _judge_inputs(rng):
+    a, b, mean = rng.normal(size=(3, 4)).round(2)
+    return a, b, mean, rng.uniform(.5, 3, 4).round(2), rng.normal(size=4).round(2)
 
 @exercise("judge_prob", "06a_judge", _judge_inputs, {
-    "the mean is in both responses and cancels; subtracted from the difference it makes an intercept, which is position bias":
+    "the mean is in both responses and cancels; subtracted from the difference it makes an intercept, which is "
+    "position bias":
         lambda a, b, mean, std, w: expit((a - b - mean)/std @ w),
     "σ of each score, and not of their difference: these two do not say who wins":
         lambda a, b, mean, std, w: expit((a - mean)/std @ w) - expit((b - mean)/std @ w),
@@ -164,7 +179,8 @@ def margins_by_prompt(d, prompts):
 def _margin_inputs(rng):
     odds = 2*rng.normal(size=30)
     right = rng.uniform(size=30) < expit(odds)
-    right[np.argsort(-np.abs(odds))[:3]] = odds[np.argsort(-np.abs(odds))[:3]] > 0  # the clearest cases are not mistaken
+    clearest = np.argsort(-np.abs(odds))[:3]
+    right[clearest] = odds[clearest] > 0  # these are not mistaken
     return ((np.where(right, odds, -odds)/rng.uniform(2, 8)).round(4),)
 
 def _plain_scale(m):
@@ -174,22 +190,25 @@ def _plain_scale(m):
 @exercise("calibrating_scale", "06a_judge", _margin_inputs, {
     "that is the temperature T of σ(m/T); the scale is one over it": lambda m: 1/fit_temperature(m),
     "without Platt's targets: count each case as wrong with the probability 1/(N + 2)": _plain_scale,
-    "that brings the margins to a deviation of one; whether they were right was not asked": lambda m: 1/np.std(m)}, tolerance=.01)
+    "that brings the margins to a deviation of one; whether they were right was not asked":
+        lambda m: 1/np.std(m)}, tolerance=.01)
 def calibrating_scale(margins): return fit_temperature(margins)
 
 # %% ../../nbs/13b_answers_feedback.ipynb #dfc23ff9
 def _attribution_inputs(rng):
     training_differences, dual_weights = rng.normal(size=(8, 3)).round(2), rng.uniform(.02, 1, 8).round(2)
     d = rng.normal(size=(2, 3)).round(2)
-    up, down = np.where(d @ (dual_weights @ training_differences) > 0, 1, -1)*rng.permutation([1, -1])  # a label for each response
-    return d*[[up], [down]], training_differences, dual_weights
+    signs = np.where(d @ (dual_weights @ training_differences) > 0, 1, -1)
+    labels = signs*rng.permutation([1, -1])  # one for each response
+    return d*labels[:, None], training_differences, dual_weights
 
 def _largest(parts, sign, n=3): return [np.argsort(-row*s)[:n].tolist() for row, s in zip(parts, sign)]
 
 @exercise("attributions", "06a_judge", _attribution_inputs, {
     "these spoke for the first response; where the label prefers the second, they are those with a negative part":
         lambda d, t, w: _largest(d @ t.T*w, (1, 1)),
-    "the largest on either side are here; an attribution of a label has the label's sign": lambda d, t, w: _largest(np.abs(d @ t.T*w), (1, 1)),
+    "the largest on either side are here; an attribution of a label has the label's sign":
+        lambda d, t, w: _largest(np.abs(d @ t.T*w), (1, 1)),
     "that is the dot product alone: what an exemplar adds is its dot product times its dual weight":
         lambda d, t, w: _largest(d @ t.T, np.sign(d @ (w @ t)))})
 def attributions(d, training_differences, dual_weights):
@@ -197,7 +216,8 @@ def attributions(d, training_differences, dual_weights):
     features = np.stack([d, np.zeros_like(d)], 1).reshape(-1, d.shape[1])
     model = SimpleNamespace(id="", features=lambda *args, **settings: features)
     names = [{"id": k, "principle": ""} for k in range(len(dual_weights))]
-    judge = Judge(model, (), np.zeros(d.shape[1]), np.ones(d.shape[1]), training_differences, dual_weights, names, {"model": ""})
+    mean, std = np.zeros(d.shape[1]), np.ones(d.shape[1])
+    judge = Judge(model, (), mean, std, training_differences, dual_weights, names, {"model": ""})
     pairs = [{"id": str(i), "prompt": "", "responses": ["first", "second"]} for i in range(len(d))]
     return [[a["id"] for a in record["attributions"]] for record in judge.label_pairs(pairs)]
 
@@ -211,13 +231,20 @@ def _kind_inputs(rng):
 def _by_kind(p, kinds, measure): return {k: measure(p[np.array(kinds) == k]) for k in set(kinds)}
 def _share(right, n): return right/n, *wilson(right, n)
 def _halves(p): return float(np.where(p == .5, .5, p > .5).sum())
+def _normal_share(right, n):
+    share = right/n
+    half = 1.96*np.sqrt(share*(1 - share)/n)
+    return share, share - half, share + half
 
 @exercise("judge_by_kind", "06a_judge", _kind_inputs, {
-    "a judge that says 0.5 has said nothing: that counts half, not as wrong": lambda p, kinds: _by_kind(p, kinds, lambda q: _share((q > .5).sum(), len(q))),
-    "a judge that says 0.5 has said nothing: that counts half, not as right": lambda p, kinds: _by_kind(p, kinds, lambda q: _share((q >= .5).sum(), len(q))),
-    "all kinds have the figures of the total; take the rows of each kind alone": lambda p, kinds: _by_kind(p, kinds, lambda q: _share(_halves(p), len(p))),
+    "a judge that says 0.5 has said nothing: that counts half, not as wrong":
+        lambda p, kinds: _by_kind(p, kinds, lambda q: _share((q > .5).sum(), len(q))),
+    "a judge that says 0.5 has said nothing: that counts half, not as right":
+        lambda p, kinds: _by_kind(p, kinds, lambda q: _share((q >= .5).sum(), len(q))),
+    "all kinds have the figures of the total; take the rows of each kind alone":
+        lambda p, kinds: _by_kind(p, kinds, lambda q: _share(_halves(p), len(p))),
     "that is the normal interval; with a handful of pairs take Wilson's":
-        lambda p, kinds: _by_kind(p, kinds, lambda q: (s := _halves(q)/len(q), s - 1.96*np.sqrt(s*(1 - s)/len(q)), s + 1.96*np.sqrt(s*(1 - s)/len(q))))})
+        lambda p, kinds: _by_kind(p, kinds, lambda q: _normal_share(_halves(q), len(q)))})
 def judge_by_kind(p, kinds): return _by_kind(p, kinds, lambda q: [accuracy(q)[k] for k in ("accuracy", "low", "high")])
 
 # %% ../../nbs/13b_answers_feedback.ipynb #5269f6dd
@@ -226,7 +253,8 @@ def _score_inputs(rng): return *rng.normal(0, 1.5, (2, 6)).round(2), rng.uniform
 def _minus_log_sigmoid(x): return np.logaddexp(0, -x)
 
 @exercise("soft_label_loss", "07_preference", _score_inputs, {
-    "the label weighs one term only: −(1 − p)·log σ(−d) is missing": lambda c, r, p: (p*_minus_log_sigmoid(c - r)).mean(),
+    "the label weighs one term only: −(1 − p)·log σ(−d) is missing":
+        lambda c, r, p: (p*_minus_log_sigmoid(c - r)).mean(),
     "σ of each score, rather than of their difference":
         lambda c, r, p: (p*_minus_log_sigmoid(c) + (1 - p)*_minus_log_sigmoid(r)).mean(),
     "the sign is lost: log σ is negative, and a loss is not": lambda c, r, p: -soft_label_loss(c, r, p),
@@ -259,11 +287,15 @@ def _three(p, label):
     return {k: preference_metrics(p, label)[k] for k in ("agreement", "brier", "cross_entropy")}
 
 @exercise("soft_metrics", "07_preference", _soft_inputs, {
-    "a model that says exactly 0.5 agrees half, with whichever label": lambda p, label: _three(p, label) | {"agreement": ((p > .5) == (label > .5)).mean()},
-    "the Brier score was taken against rounded labels": lambda p, label: _three(p, label) | {"brier": _three(p, _round(label))["brier"]},
+    "a model that says exactly 0.5 agrees half, with whichever label":
+        lambda p, label: _three(p, label) | {"agreement": ((p > .5) == (label > .5)).mean()},
+    "the Brier score was taken against rounded labels":
+        lambda p, label: _three(p, label) | {"brier": _three(p, _round(label))["brier"]},
     "that is the root of the Brier score": lambda p, label: _three(p, label) | {"brier": _three(p, label)["brier"]**.5},
-    "the cross-entropy lacks its second term, −(1 − label)·log(1 − p)": lambda p, label: _three(p, label) | {"cross_entropy": -(label*np.log(p)).mean()},
-    "label and probability are exchanged in the cross-entropy": lambda p, label: _three(p, label) | {"cross_entropy": _three(label, p)["cross_entropy"]},
+    "the cross-entropy lacks its second term, −(1 − label)·log(1 − p)":
+        lambda p, label: _three(p, label) | {"cross_entropy": -(label*np.log(p)).mean()},
+    "label and probability are exchanged in the cross-entropy":
+        lambda p, label: _three(p, label) | {"cross_entropy": _three(label, p)["cross_entropy"]},
     "the labels were rounded first, all three times": lambda p, label: _three(p, _round(label))})
 def soft_metrics(p, label): return _three(p, label)
 
@@ -275,15 +307,21 @@ def _bin_inputs(rng):
 def _bins(p, label, bins):
     return np.array(calibration_bins(p, label, bins))  # (confidence, label on the preferred side, count) of each bin
 
-def _unturned(p, label, bins): return _bins(p, np.where(p < .5, 1 - label, label), bins)  # turns back what `calibration_bins` turns
+def _unturned(p, label, bins):
+    return _bins(p, np.where(p < .5, 1 - label, label), bins)  # turns back what `calibration_bins` turns
+
 def _weighted(b, gap=np.abs): return (gap(b[:, 0] - b[:, 1])*b[:, 2]).sum()/b[:, 2].sum()
 
 @exercise("preference_calibration", "07_preference", _bin_inputs, {
-    "where p is below 0.5 the label has to be turned round as well": lambda p, label, bins: _weighted(_unturned(p, label, bins)),
-    "a bin counts as much as it has pairs; here all bins count the same": lambda p, label, bins: np.abs(_bins(p, label, bins) @ [1, -1, 0]).mean(),
-    "too sure and too modest must not cancel: take each bin's gap without its sign": lambda p, label, bins: _weighted(_bins(p, label, bins), lambda x: x),
+    "where p is below 0.5 the label has to be turned round as well":
+        lambda p, label, bins: _weighted(_unturned(p, label, bins)),
+    "a bin counts as much as it has pairs; here all bins count the same":
+        lambda p, label, bins: np.abs(_bins(p, label, bins) @ [1, -1, 0]).mean(),
+    "too sure and too modest must not cancel: take each bin's gap without its sign":
+        lambda p, label, bins: _weighted(_bins(p, label, bins), lambda x: x),
     "the labels were rounded; compare with their mean": lambda p, label, bins: _weighted(_bins(p, _round(label), bins)),
-    "that is the mean gap of single pairs; within a bin the means are compared": lambda p, label, bins: np.abs(p - label).mean()})
+    "that is the mean gap of single pairs; within a bin the means are compared":
+        lambda p, label, bins: np.abs(p - label).mean()})
 def preference_calibration(p, label, bins):
     from cai_nb.preference import preference_metrics
     return preference_metrics(p, label, bins=bins)["calibration_error"]
@@ -292,17 +330,21 @@ def preference_calibration(p, label, bins):
 def _reward_inputs(rng):
     kinds, new = rng.permutation(["harmful"]*5 + ["benign"]*5), rng.permutation(["harmful"]*3 + ["benign"]*3)
     place = {"harmful": (1, .5), "benign": (-2, 2)}
-    return (*((np.array([rng.normal(*place[k]) for k in some]) + more).round(2) for some, more in ((kinds, 0), (new, 1))), kinds.tolist(), new.tolist())
+    own_scores = np.array([rng.normal(*place[k]) for k in kinds]).round(2)
+    new_scores = (np.array([rng.normal(*place[k]) for k in new]) + 1).round(2)
+    return own_scores, new_scores, kinds.tolist(), new.tolist()
 
 def _by(own, new, of, to, mean=np.mean, std=np.std):
     of = np.array(of)
     return np.array([(x - mean(own[of == k]))/std(own[of == k]) for x, k in zip(new, to)])
 
 @exercise("normalised_reward", "07_preference", _reward_inputs, {
-    "mean and spread came from the new answers: then no answer of the policy can ever earn more": lambda own, new, of, to: _by(new, new, to, to),
+    "mean and spread came from the new answers: then no answer of the policy can ever earn more":
+        lambda own, new, of, to: _by(new, new, to, to),
     "one mean and spread for both kinds; each score has its own": lambda own, new, of, to: (new - own.mean())/own.std(),
     "divided by the variance, not by the deviation": lambda own, new, of, to: _by(own, new, of, to, std=np.var),
-    "that is the deviation with n − 1; here it is the one with n": lambda own, new, of, to: _by(own, new, of, to, std=lambda x: np.std(x, ddof=1)),
+    "that is the deviation with n − 1; here it is the one with n":
+        lambda own, new, of, to: _by(own, new, of, to, std=lambda x: np.std(x, ddof=1)),
     "the mean was not subtracted": lambda own, new, of, to: _by(own, new, of, to, mean=lambda x: 0)})
 def normalised_reward(own, new, own_kinds, new_kinds):
     from cai_nb.preference import PreferenceModel, nn
@@ -322,10 +364,14 @@ def _less(new, new_words, slope, middle): return new - slope*(new_words - middle
 def _slope(x, y): return ((x - x.mean())*(y - y.mean())).sum()/((x - x.mean())**2).sum()
 
 @exercise("without_length", "07_preference", _length_inputs, {
-    "the line was forced through the origin: fit an intercept as well": lambda s, w, new, m: _less(new, m, (s*w).sum()/(w*w).sum(), w.mean()),
-    "the slope came from the new responses; those are to be judged, not learnt from": lambda s, w, new, m: _less(new, m, _slope(m, new), w.mean()),
+    "the line was forced through the origin: fit an intercept as well":
+        lambda s, w, new, m: _less(new, m, (s*w).sum()/(w*w).sum(), w.mean()),
+    "the slope came from the new responses; those are to be judged, not learnt from":
+        lambda s, w, new, m: _less(new, m, _slope(m, new), w.mean()),
     "that is words per score; the slope is score per word": lambda s, w, new, m: _less(new, m, _slope(s, w), w.mean()),
     "the mean length is that of the new responses": lambda s, w, new, m: _less(new, m, _slope(w, s), m.mean()),
-    "the whole length was taken off, so that every score has moved": lambda s, w, new, m: _less(new, m, _slope(w, s), 0),
+    "the whole length was taken off, so that every score has moved":
+        lambda s, w, new, m: _less(new, m, _slope(w, s), 0),
     "the length was added, not taken off": lambda s, w, new, m: _less(new, m, -_slope(w, s), w.mean())})
-def without_length(score, words, new_score, new_words): return _less(new_score, new_words, np.polyfit(words, score, 1)[0], words.mean())
+def without_length(score, words, new_score, new_words):
+    return _less(new_score, new_words, np.polyfit(words, score, 1)[0], words.mean())
