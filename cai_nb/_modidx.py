@@ -1553,6 +1553,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'cai_nb.schema.yaml_word': ('schema.html#yaml_word', 'cai_nb/schema.py')},
             'cai_nb.sft': { 'cai_nb.sft.CompletionTrainer': ('sft.html#completiontrainer', 'cai_nb/sft.py'),
                             'cai_nb.sft.CompletionTrainer.__init__': ('sft.html#completiontrainer.__init__', 'cai_nb/sft.py'),
+                            'cai_nb.sft.CompletionTrainer._send_telemetry': ('sft.html#completiontrainer._send_telemetry', 'cai_nb/sft.py'),
                             'cai_nb.sft.CompletionTrainer.compute_loss': ('sft.html#completiontrainer.compute_loss', 'cai_nb/sft.py'),
                             'cai_nb.sft.SFTSettings': ('sft.html#sftsettings', 'cai_nb/sft.py'),
                             'cai_nb.sft.TrainingError': ('sft.html#trainingerror', 'cai_nb/sft.py'),

@@ -93,6 +93,9 @@ def enable_padding_free(model, wanted: bool | None = None) -> bool:
 
 class CompletionTrainer(SFTTrainer):
     "TRL's trainer; on a CPU with the same loss for less work"
+    def _send_telemetry(self):
+        pass  # nothing leaves the machine
+
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         model = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model

@@ -106,3 +106,11 @@ def test_a_warmed_up_critic_comes_with_its_card(folder, tmp_path):
     assert files == {"adapter_model.safetensors", "adapter_config.json", "metrics.json", "README.md"}
     assert json.loads((tmp_path/"critic"/"metrics.json").read_text())["constitutions"] == {"tiny": "abc"}
     LanguageModel.load(folder, adapter=tmp_path/"critic", dtype="float32")
+
+
+def test_nothing_is_reported_to_the_makers_of_trl(folder, tmp_path, monkeypatch):
+    from trl.trainer import base_trainer
+
+    monkeypatch.delenv("CI", raising=False)
+    monkeypatch.setattr(base_trainer, "send_telemetry", lambda *args, **kwargs: pytest.fail("telemetry"))
+    finetune(str(folder), EXAMPLES, tmp_path, SFTSettings(epochs=1))
