@@ -175,7 +175,7 @@ def unsharded(model, device):  # laid out by FSDP, version 2
         for m in parts: m.reshard()
 
 def gathered(model, accelerator, policy):  # as the trainer wraps it; the causal language model inside
-    "A context in which the policy generates: in one piece, and with its adapter merged where it was in one before"
+    "A context in which the policy generates: gathered where it is sharded, its adapter merged where it is not"
     cpu = engine_room("cpu", policy)
     if accelerator.distributed_type == "DEEPSPEED":
         from trl.models import unwrap_model_for_generation
