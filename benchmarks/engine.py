@@ -32,6 +32,7 @@ STAGES = {  # stage -> (its folder in a run, the tricks that serve it)
     "fine-tuning": ("2-sft", ("shared prefix", "LoRA layer", "all of it")),
     "preference model": ("4-preference", ("shared prefix", "LoRA layer", "frozen layers", "all of it")),
     "PPO": ("5-ppo", (*DECODING[:2], "shared prefix", "LoRA layer", "frozen layers", "all of it")),
+    "PPO in float32": ("5-ppo", ("merged adapter",)),  # other weights are not merged
 }
 
 
@@ -39,7 +40,7 @@ def switches(trick):
     "[(object, name, what takes its place)] that switch a trick off"
     from transformers.cache_utils import Cache, DynamicLayer
 
-    from cai_nb import cpu, engine, ppo, preference, revision
+    from cai_nb import cpu, engine, revision
 
     def nothing(*args, **kwargs):
         return contextlib.nullcontext()
@@ -50,7 +51,8 @@ def switches(trick):
         "shared prefix": [(engine, "common_prefix_length", lambda *args, **kwargs: 0)],
         "prefix cache": [(revision, "prefix_caching", nothing)],
         "LoRA layer": [(cpu, "lora_layer", lambda: lambda *args, **kwargs: None)],  # None: PEFT's own layer
-        "frozen layers": [(preference, "cache_frozen_activations", nothing), (ppo, "cache_frozen_activations", nothing)],
+        "frozen layers": [(cpu, "cache_frozen_activations", nothing)],
+        "merged adapter": [(cpu, "merged_adapter", nothing)],
         "all of it": [],
     }[trick]
 
@@ -141,7 +143,7 @@ def preference_model(n):
     return lambda: train_preference_model("default", rows, tempfile.mkdtemp(), settings)
 
 
-def ppo(n):
+def ppo(n, dtype=None):
     from transformers import PrinterCallback
 
     from cai_nb.dialogue import user
@@ -153,7 +155,7 @@ def ppo(n):
     prompts = [{"prompt": [user(p["prompt"])]} for p in load_prompts("harmful")[:n]]
 
     def work():
-        lm = LanguageModel.load()
+        lm = LanguageModel.load(dtype=dtype)
         args = PPOConfig(tempfile.mkdtemp(), rollouts=1, per_device_train_batch_size=8, gradient_accumulation_steps=max(1, n // 16), num_mini_batches=2,
                          num_ppo_epochs=1, max_completion_length=64, temperature=0.8, learning_rate=1e-3, save_strategy="no", sample_rollouts=0,
                          report_to=[], use_cpu=True, bf16=False, disable_tqdm=True)  # fmt: skip
@@ -164,7 +166,8 @@ def ppo(n):
     return work
 
 
-WORK = {"revision": revision, "features": features, "options": options, "fine-tuning": fine_tuning, "preference model": preference_model, "PPO": ppo}
+WORK = {"revision": revision, "features": features, "options": options, "fine-tuning": fine_tuning, "preference model": preference_model, "PPO": ppo,
+        "PPO in float32": functools.partial(ppo, dtype="float32")}
 
 
 # ---- measuring

@@ -50,7 +50,7 @@ def climb(run, beta, rollouts, keep=None):
     samples = [json.loads(line) for line in (work / "samples.jsonl").read_text(encoding="utf-8").splitlines()]
     samples = [{"rollout": s["rollout"], "prompt": s["prompt"][-1]["content"], "completion": s["completion"],
                 "reward": s["raw"]} for s in samples]
-    return curves, samples, [r["completion"] for r in trainer.rows]
+    return curves, samples, [r.completion for r in trainer.rows]
 
 
 def main():

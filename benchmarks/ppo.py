@@ -68,7 +68,8 @@ def ours(s):
     from transformers import PrinterCallback
 
     from cai_nb.loading import load_pretrained
-    from cai_nb.ppo import ModelReward, PPOConfig, PPOTrainer
+    from cai_nb.ppo import PPOConfig, PPOTrainer
+    from cai_nb.ppo_model import ModelReward
 
     torch.manual_seed(0)
     model, tokenizer, _ = load_pretrained("default", dtype=DTYPE)

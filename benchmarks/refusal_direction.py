@@ -20,7 +20,7 @@ from cai_nb.dialogue import CaiError, as_messages, progress
 from cai_nb.training import lora_config
 from cai_nb.artifacts import load_model, rl_prompts
 from cai_nb.run import Run, checkpoint_paths
-from cai_nb.ppo import collate
+from cai_nb.ppo import Row, collate
 from cai_nb.ppo_model import prepare_policy
 from cai_nb.recipe import load_recipe
 from cai_nb.records import GROUPS, prompt_group
@@ -36,7 +36,7 @@ def gradient(model, tokenizer, prompts, opening):
     completion = tokenizer(opening, add_special_tokens=False)["input_ids"]
     for k in range(0, len(prompts), BATCH):
         asked = chat_format(tokenizer).prompt_ids([as_messages(p["prompt"]) for p in prompts[k : k + BATCH]])
-        rows = [{"prompt_ids": ids, "completion_ids": completion} for ids in asked]
+        rows = [Row(ids, completion_ids=completion) for ids in asked]
         batch = collate(rows)
         logprobs = model(input_ids=batch["input_ids"], completion_mask=batch["completion_mask"], want_values=False)[0]
         parts = torch.autograd.grad(logprobs.sum() / len(prompts), learnt, allow_unused=True)

@@ -74,17 +74,10 @@ def gae(
     return advantages, advantages + values
 
 # %% ../nbs/08_ppo.ipynb #f69cf9b1
-def masked_whiten(
-    x,                         # any shape
-    mask,                      # the same shape, True where `x` counts
-    reduce=lambda sums: sums,  # adds a tensor up over processes, e.g. `lambda s: accelerator.reduce(s, "sum")`
-    center: bool = True,       # False: scale only, and keep the mean
-):                             # the same shape, 0 outside the mask
-    "Mean 0 and standard deviation 1 over all positions where the mask is True, over all processes"
-    n, total = reduce(torch.stack([mask.sum().to(x.dtype), x.where(mask, 0).sum()]))
-    centred = (x - total/n).where(mask, 0)
-    std = (reduce(centred.square().sum())/n).sqrt()
-    return (centred if center else x.where(mask, 0))/(std + 1e-8)
+def masked_whiten(x, mask):  # `x` any shape; `mask` the same shape, True where `x` counts
+    "Mean 0 and standard deviation 1 over all positions where the mask is True; 0 elsewhere"
+    centred = (x - masked_mean(x, mask)).where(mask, 0)
+    return centred/(masked_mean(centred.square(), mask).sqrt() + 1e-8)
 
 # %% ../nbs/08_ppo.ipynb #d0be76fd
 def policy_loss(

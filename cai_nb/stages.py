@@ -281,13 +281,13 @@ def rollout_logger(trainer, records):
     "A trainer callback that keeps every response of the rollouts, with its rewards and its KL divergence"
     from transformers import TrainerCallback
     def record(row, n):
-        kept = {"id": f"{n}-{row['row']}", "rollout": n, "prompt_id": row.get("id", ""), "kind": row.get("kind", ""),
-                "over_refusal": row.get("over_refusal", False)}
-        kept |= {"prompt": row["prompt"], "response": row["completion"], "finished": row["finished"],
-                 "reward": float(row["each"][0])}
-        if len(row["each"]) > 1:
-            kept["boilerplate"] = row["each"][1] < 0
-        return kept | {"kl": float((row["old_logprobs"] - row["ref_logprobs"]).sum())}
+        more = {"prompt_id": row.columns.get("id", ""), "kind": row.columns.get("kind", ""),
+                "over_refusal": row.columns.get("over_refusal", False)}
+        kept = {"id": f"{n}-{row.number}", "rollout": n, **more, "prompt": row.prompt, "response": row.completion,
+                "finished": row.finished, "reward": float(row.each[0])}
+        if len(row.each) > 1:
+            kept["boilerplate"] = row.each[1] < 0
+        return kept | {"kl": float((row.old_logprobs - row.ref_logprobs).sum())}
 
     class RolloutLogger(TrainerCallback):
         def on_log(self, args, state, control, logs=None, **kwargs):

@@ -10,7 +10,7 @@ __all__ = ['linear_names', 'lora_config', 'in_four_bits', 'cache_frozen_activati
 import functools
 import os
 import re
-from contextlib import contextmanager
+from contextlib import nullcontext
 from types import MethodType
 
 import torch
@@ -73,15 +73,10 @@ def in_four_bits(model):
     return model
 
 # %% ../nbs/02c_training.ipynb #a266be3e
-@contextmanager
-def cache_frozen_activations(model, layers: int):  # how many layers, from below, nothing is trained in
-    "Inside, on a CPU, `trunk_states` computes these layers once for each row; gives the cache, or None."
+def cache_frozen_activations(model, layers: int | None = None):  # from below, with nothing to train; None: count them
+    "A context in which, on a CPU, `trunk_states` computes these layers once for each row; it gives the cache, or None."
     cpu = engine_room("cpu", model)
-    if not cpu or not layers or model.device.type != "cpu":
-        yield None
-    else:
-        with cpu.cache_frozen_activations(model, layers) as cache:
-            yield cache
+    return cpu.cache_frozen_activations(model, layers) if cpu else nullcontext()
 
 # %% ../nbs/02c_training.ipynb #e235a977
 def per_process(batch_size: int) -> int:
@@ -94,14 +89,11 @@ def per_process(batch_size: int) -> int:
 def trainer_defaults(parameters: int = 0) -> dict:  # of the model that is trained
     "Arguments for any `TrainingArguments` that fit the machine."
     cpu = best_device() == "cpu"
-    processes = int(os.environ.get("WORLD_SIZE", 1))
-    checkpointing = {"gradient_checkpointing": not cpu and parameters > 1e9}
-    if checkpointing["gradient_checkpointing"]:
-        checkpointing["gradient_checkpointing_kwargs"] = {"use_reentrant": False}
     return dict(use_cpu=cpu, bf16=os.environ.get("ACCELERATE_MIXED_PRECISION") == "bf16",  # as the launcher says
-                **checkpointing, report_to=[], dataloader_pin_memory=not cpu,
+                gradient_checkpointing=not cpu and parameters > 1e9,
+                gradient_checkpointing_kwargs={"use_reentrant": False}, report_to=[], dataloader_pin_memory=not cpu,
                 disable_tqdm=bool(os.environ.get("CAI_NB_QUIET")), save_strategy="no", logging_strategy="steps",
-                ddp_backend="gloo" if cpu and processes > 1 else None)
+                ddp_backend="gloo" if cpu and int(os.environ.get("WORLD_SIZE", 1)) > 1 else None)
 
 # %% ../nbs/02c_training.ipynb #5eafd002
 def extend_forward(model, keyword: str, other):

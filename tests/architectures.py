@@ -218,8 +218,8 @@ def check_ppo(folder, out):
     assert any(not torch.equal(p, q) for p, q in zip(start, (p for p in trainer.policy.parameters() if p.requires_grad)))
     tuned = trainer.model.eval()
     for row in trainer.rows:
-        ids, n = row["prompt_ids"] + row["completion_ids"], len(row["prompt_ids"])
-        close(row["ref_logprobs"], logprobs_of(theirs, ids, n, 0.7))
+        ids, n = row.prompt_ids + row.completion_ids, len(row.prompt_ids)
+        close(row.ref_logprobs, logprobs_of(theirs, ids, n, 0.7))
         batch = {"input_ids": torch.tensor([ids]), "completion_mask": torch.arange(len(ids))[None] >= n}
         with torch.no_grad():
             close(trainer.forward_tokens(tuned, batch)[0], logprobs_of(tuned, ids, n, 0.7))

@@ -84,7 +84,7 @@ def learn(model, out):
 
         def noted(rows, key, generate=generate, lengths=lengths):
             rows = generate(rows, key)
-            lengths.append(max(len(r["completion_ids"]) for r in rows))
+            lengths.append(max(len(r.completion_ids) for r in rows))
             return rows
 
         trainer.generate = noted

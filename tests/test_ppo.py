@@ -5,8 +5,7 @@ import os
 import signal
 import subprocess
 import sys
-import threading
-from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +14,10 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, TrainerCallback
 
-from cai_nb import ppo, ppo_model
+from cai_nb import backends, cpu, ppo
+from cai_nb.chat_template import render
 from cai_nb.dialogue import user
+from cai_nb.loading import ModelError
 from cai_nb.model import selective_logprobs
 from cai_nb.ppo import PPOConfig, PPOError, PPOTrainer, RewardError
 from cai_nb.ppo_math import optimal_policy
@@ -105,7 +106,7 @@ def closed_form_run(folder, tok_words, length, **settings):
     run = PPOTrainer(language_model(tok, layers=1, hidden=32),
                      lambda prompts, completions: [reward(c) for c in completions],
                      config, [{"prompt": "blue red"}], processing_class=tok)
-    ids, end, v = run.make_row([{"prompt": "blue red"}], 0)["prompt_ids"], tok.eos_token_id, len(tok)
+    ids, end, v = run.make_row([{"prompt": "blue red"}], 0).prompt_ids, tok.eos_token_id, len(tok)
     answers = [[a] for a in range(v)]
     for _ in range(length - 1):
         answers = [y + [b] for y in answers if y[-1] != end for b in range(v)] + [y for y in answers if y[-1] == end]
@@ -177,24 +178,10 @@ def test_the_score_lands_on_the_last_real_token_and_kl_is_paid():
     assert rewards.tolist() == [[-0.5, 4.5, 0.0], [-0.5, -0.5, 6.5]]
 
 
-def test_whitening_is_over_all_processes():
+def test_whitening_is_over_all_rows():
     x, mask = torch.randn(4, 6, dtype=torch.float64), torch.rand(4, 6) < 0.7
     whole = ppo.masked_whiten(x, mask)
     assert abs(whole[mask].mean()) < 1e-9 and abs(whole[mask].std(unbiased=False) - 1) < 1e-6
-    box, barrier = {}, threading.Barrier(2)
-
-    def process(rank):
-        def reduce(part):  # an all-reduce between two threads
-            box[rank] = part
-            barrier.wait(10)
-            total = box[0] + box[1]
-            barrier.wait(10)
-            return total
-        rows = slice(2*rank, 2*rank + 2)
-        return ppo.masked_whiten(x[rows], mask[rows], reduce)
-
-    with ThreadPoolExecutor(2) as pool: halves = list(pool.map(process, range(2)))
-    assert torch.allclose(torch.cat(halves), whole, atol=1e-12)
 
 
 def test_loss_and_every_gradient_equal_a_naive_float64_loop(tmp_path):
@@ -202,13 +189,13 @@ def test_loss_and_every_gradient_equal_a_naive_float64_loop(tmp_path):
                   gradient_accumulation_steps=2, num_mini_batches=1, entropy_coef=0.01, temperature=0.8,
                   missing_eos_penalty=1.0, max_completion_length=12)
     rows = run.rows = run.rollout(0)
-    assert len({len(r["completion_ids"]) for r in rows}) > 1  # ragged
+    assert len({len(r.completion_ids) for r in rows}) > 1  # ragged
     g = torch.Generator().manual_seed(1)
     with torch.no_grad():  # move away from the sampling policy, far enough that some ratios and values are clipped
         for p in run.policy.parameters(): p.add_(0.1*torch.randn(p.shape, generator=g, dtype=p.dtype))
     run.sums = torch.zeros(5, dtype=torch.float64)
     minibatch = run.minibatches(rows, 0, 0)[0]
-    tokens = sum(len(rows[i]["completion_ids"]) for i in minibatch)
+    tokens = sum(len(rows[i].completion_ids) for i in minibatch)
     run.policy.zero_grad()
     total = 0.0
     for b in run.micro_batches(minibatch):
@@ -221,14 +208,14 @@ def test_loss_and_every_gradient_equal_a_naive_float64_loop(tmp_path):
     run.policy.zero_grad()
     naive = 0.0
     for r in rows:  # one row at a time, no padding, one token at a time, everything in float64
-        ids, start = r["prompt_ids"] + r["completion_ids"], len(r["prompt_ids"])
+        ids, start = r.prompt_ids + r.completion_ids, len(r.prompt_ids)
         out = run.policy(input_ids=torch.tensor([ids]), output_hidden_states=True)
-        for t in range(len(r["completion_ids"])):
+        for t in range(len(r.completion_ids)):
             at = start + t - 1
             logp = (out.logits[0, at]/0.8).log_softmax(-1)
             value = out.hidden_states[-1][0, at] @ run.policy.value_head.weight + run.policy.value_head.bias
-            ratio = (logp[ids[at + 1]] - r["old_logprobs"][t]).exp()
-            a, old, want = r["advantages"][t], r["old_values"][t], r["returns"][t]
+            ratio = (logp[ids[at + 1]] - r.old_logprobs[t]).exp()
+            a, old, want = r.advantages[t], r.old_values[t], r.returns[t]
             policy = max(-a*ratio, -a*ratio.clamp(0.8, 1.2))
             critic = 0.5*max((value - want)**2, (old + (value - old).clamp(-0.2, 0.2) - want)**2)
             naive = naive + (policy + 0.1*critic + 0.01*(logp.exp()*logp).sum())/tokens
@@ -246,16 +233,16 @@ def test_advantages_of_a_rollout_equal_a_naive_loop(tmp_path):
                   gamma=0.9, kl_coef=0.3)
     with torch.no_grad(): run.policy.model.layers[0].mlp.up_proj.weight.add_(0.2)  # so that there is some KL
     rows = run.rollout(0)
-    raw = np.array([r["raw"] for r in rows])
-    assert 0 < raw.mean() < 1 and {r["finished"] for r in rows} == {True, False}
-    scores, flat = (raw - raw.mean())/raw.std(ddof=1) - 1.0*np.array([not r["finished"] for r in rows]), []
+    raw = np.array([r.raw for r in rows])
+    assert 0 < raw.mean() < 1 and {r.finished for r in rows} == {True, False}
+    scores, flat = (raw - raw.mean())/raw.std(ddof=1) - 1.0*np.array([not r.finished for r in rows]), []
     for r, score in zip(rows, scores, strict=True):
-        n, v = len(r["completion_ids"]), [*r["old_values"].tolist(), 0.0]
-        kl = (r["old_logprobs"] - r["ref_logprobs"]).tolist()
+        n, v = len(r.completion_ids), [*r.old_values.tolist(), 0.0]
+        kl = (r.old_logprobs - r.ref_logprobs).tolist()
         assert any(abs(k) > 1e-3 for k in kl)
         delta = [-0.3*kl[t] + score*(t == n - 1) + 0.9*v[t + 1] - v[t] for t in range(n)]
         naive = [sum((0.9*0.7)**k*delta[t + k] for k in range(n - t)) for t in range(n)]
-        flat += [[naive[t], r["advantages"][t].item(), r["returns"][t].item(), v[t]] for t in range(n)]
+        flat += [[naive[t], r.advantages[t].item(), r.returns[t].item(), v[t]] for t in range(n)]
     want, ours, returns, values = np.array(flat).T
     assert np.allclose(returns, want + values, atol=1e-6)  # taken before whitening
     assert np.allclose(ours, (want - want.mean())/want.std(), atol=1e-6)
@@ -293,8 +280,8 @@ def test_an_adapter_is_folded_while_the_policy_writes_and_the_weights_come_back_
     assert seen and min(seen) > 0.1  # folded, every time
     assert farthest(parameters(run), before) == 0  # and put back
     for r in rows:  # the text is the policy's own: what it writes unfolded, from the same numbers
-        u = np.random.default_rng((run.args.seed, ppo.ROLLOUT, 0, r["row"])).random((1, run.args.max_completion_length))
-        assert sample(run.policy.eval(), [r["prompt_ids"]], u, run.stops, 0, 1.0) == [r["completion_ids"]]
+        u = np.random.default_rng((run.args.seed, ppo.ROLLOUT, 0, r.number)).random((1, run.args.max_completion_length))
+        assert sample(run.policy.eval(), [r.prompt_ids], u, run.stops, 0, 1.0) == [r.completion_ids]
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
@@ -305,10 +292,10 @@ def test_weights_are_folded_in_float32_alone_and_come_back_after_an_error_too(dt
         if "lora_B" in n: torch.nn.init.normal_(p, std=0.5)
     weight = next(p for n, p in model.named_parameters() if n.endswith("base_layer.weight"))
     before = weight.detach().clone()
-    with pytest.raises(KeyboardInterrupt), ppo_model.merged_adapter(model):
+    with pytest.raises(KeyboardInterrupt), cpu.merged_adapter(model):
         assert torch.equal(weight, before) == (dtype == "bfloat16")
         raise KeyboardInterrupt
-    assert torch.equal(weight, before) and not any(m.merged for m in ppo_model._adapted(model))
+    assert torch.equal(weight, before) and not any(getattr(m, "merged", False) for m in model.modules())
 
 
 @pytest.mark.parametrize("epochs", [1, 2])
@@ -325,17 +312,17 @@ def test_frozen_layers_are_computed_once_for_each_batch_and_nothing_changes(tmp_
         one.train()
         return one, asked
     (ours, few), (theirs, every) = run(False), run(True)
-    assert ppo_model.count_frozen_layers(ours.policy) == 2 and len(ours.policy.base_model.layers) == 3
+    assert cpu.count_frozen_layers(ours.policy) == 2 and len(ours.policy.base_model.layers) == 3
     assert few[1] == every[0] == every[1] > 0
     assert few[0] == every[0]*(epochs - 1)//epochs  # what was measured is not computed again in the first epoch
     assert farthest(parameters(ours), parameters(theirs)) < 1e-5
-    assert [r["completion_ids"] for r in ours.rows] == [r["completion_ids"] for r in theirs.rows]
+    assert [r.completion_ids for r in ours.rows] == [r.completion_ids for r in theirs.rows]
     assert ours.frozen is None and not hasattr(ours.policy, "frozen_cache")
 
 
 def test_no_layer_is_frozen_where_all_weights_learn(tmp_path):
-    assert ppo_model.count_frozen_layers(trainer(tmp_path).policy) == 0
-    assert ppo_model.count_frozen_layers(trainer(tmp_path, peft_config=lora()).policy) == 0  # an adapter in the lowest layer
+    assert cpu.count_frozen_layers(trainer(tmp_path).policy) == 0
+    assert cpu.count_frozen_layers(trainer(tmp_path, peft_config=lora()).policy) == 0  # an adapter in the lowest layer
 
 
 def parameters(run): return {n: p.detach().clone() for n, p in run.model.named_parameters()}
@@ -362,12 +349,12 @@ def test_neighbours_and_padding_change_nothing(tmp_path, words):
     run = trainer(tmp_path, data=data, per_device_train_batch_size=4)
     rows = run.rollout(0)
     for r in rows:
-        alone = dict(r)
+        alone = replace(r)
         run.generate([alone], (ppo.ROLLOUT, 0))
-        assert alone["completion_ids"] == r["completion_ids"]  # sampling: padded on the left among others, or alone
+        assert alone.completion_ids == r.completion_ids  # sampling: padded on the left among others, or alone
         run.compute_logprobs([alone])
         for k in ("old_logprobs", "ref_logprobs", "old_values", "entropy"):
-            assert torch.allclose(alone[k], r[k], atol=1e-6), k
+            assert torch.allclose(getattr(alone, k), getattr(r, k), atol=1e-6), k
 
 
 def test_padding_that_is_the_end_token_changes_nothing(tmp_path):
@@ -376,9 +363,9 @@ def test_padding_that_is_the_end_token_changes_nothing(tmp_path):
         run = trainer(tmp_path/pad.strip("<>"), language_model(tokenizer()))
         run.processing_class.pad_token = pad
         run.train()
-        assert all((r["completion_ids"][-1] == 1) == r["finished"] for r in run.rows)
-        assert all(1 not in r["completion_ids"][:-1] for r in run.rows)  # cut at the first end token, which stays
-        assert any(r["finished"] for r in run.rows) and any(1 in r["prompt_ids"] for r in run.rows)
+        assert all((r.completion_ids[-1] == 1) == r.finished for r in run.rows)
+        assert all(1 not in r.completion_ids[:-1] for r in run.rows)  # cut at the first end token, which stays
+        assert any(r.finished for r in run.rows) and any(1 in r.prompt_ids for r in run.rows)
         runs.append(parameters(run))
     assert farthest(*runs) == 0
 
@@ -387,11 +374,11 @@ def test_temperature_divides_logits_in_sampling_and_scoring_alike(tmp_path):
     run = trainer(tmp_path, temperature=0.5, per_device_train_batch_size=4000, num_mini_batches=1,
                   max_completion_length=1, data=PROMPTS[:1], sampling_batch_size=4000)
     rows = run.rollout(0)
-    with torch.no_grad(): logits = run.policy(input_ids=torch.tensor([rows[0]["prompt_ids"]])).logits[0, -1]
+    with torch.no_grad(): logits = run.policy(input_ids=torch.tensor([rows[0].prompt_ids])).logits[0, -1]
     p = (logits/0.5).softmax(-1)
     for r in rows[:50]:
-        assert math.isclose(r["old_logprobs"].item(), p[r["completion_ids"][0]].log().item(), abs_tol=1e-4)
-    share = torch.bincount(torch.tensor([r["completion_ids"][0] for r in rows]), minlength=len(p))/len(rows)
+        assert math.isclose(r.old_logprobs.item(), p[r.completion_ids[0]].log().item(), abs_tol=1e-4)
+    share = torch.bincount(torch.tensor([r.completion_ids[0] for r in rows]), minlength=len(p))/len(rows)
     assert (share - p).abs().max() < 4*(0.25/len(rows))**0.5  # four standard errors at most
     assert (share - logits.softmax(-1)).abs().max() > 0.05  # and another temperature would show
 
@@ -400,7 +387,7 @@ def test_the_models_own_generation_settings_do_not_bend_the_sampler(tmp_path):
     plain, bent = language_model(tokenizer()), language_model(tokenizer())
     bent.generation_config.update(top_k=1, repetition_penalty=3.0, do_sample=True, min_new_tokens=5)
     a, b = (trainer(tmp_path, m).rollout(0) for m in (plain, bent))
-    assert [r["completion_ids"] for r in a] == [r["completion_ids"] for r in b]
+    assert [r.completion_ids for r in a] == [r.completion_ids for r in b]
     assert bent.generation_config.top_k == 1  # and they are still there afterwards
 
 
@@ -593,9 +580,9 @@ def test_a_critic_of_its_own_starts_from_the_preference_model_and_shares_nothing
     run = trainer(tmp_path, value_model=judge, normalize_scores=False, rollouts=1)
     rows = run.rollout(0)
     for r in rows:  # a value is what the preference model would say of the dialogue before that token
-        ids = torch.tensor([(r["prompt_ids"] + r["completion_ids"])[:-1]])
+        ids = torch.tensor([(r.prompt_ids + r.completion_ids)[:-1]])
         with torch.no_grad(): states = judge.eval().model(input_ids=ids).last_hidden_state[0] @ judge.score.weight[0]
-        assert torch.allclose(r["old_values"], states[len(r["prompt_ids"]) - 1:], atol=1e-4)
+        assert torch.allclose(r.old_values, states[len(r.prompt_ids) - 1:], atol=1e-4)
     batch = ppo.collate(rows)
     logprobs, values, _ = run.forward_tokens(run.model, batch)
     owners = {n: p for n, p in run.model.named_parameters()}
@@ -670,32 +657,31 @@ def test_continuous_batching_samples_from_the_same_distribution(tmp_path):
                     data=PROMPTS[:1])
     rows = trainer(tmp_path, **settings).rollout(0)
     again = trainer(tmp_path, **settings).rollout(0)
-    assert [r["completion_ids"] for r in rows] == [r["completion_ids"] for r in again]
+    assert [r.completion_ids for r in rows] == [r.completion_ids for r in again]
     run = trainer(tmp_path)
-    with torch.no_grad(): p = run.policy(input_ids=torch.tensor([rows[0]["prompt_ids"]])).logits[0, -1].softmax(-1)
-    share = torch.bincount(torch.tensor([r["completion_ids"][0] for r in rows]), minlength=len(p))/len(rows)
+    with torch.no_grad(): p = run.policy(input_ids=torch.tensor([rows[0].prompt_ids])).logits[0, -1].softmax(-1)
+    share = torch.bincount(torch.tensor([r.completion_ids[0] for r in rows]), minlength=len(p))/len(rows)
     assert (share - p).abs().max() < 4*(0.25/len(rows))**0.5
 
 
 def test_continuous_batching_trains_on_prompts_of_any_length(tmp_path):
     run = trainer(tmp_path, sampler="continuous", rollouts=2)
     run.train()
-    assert all(0 < len(r["completion_ids"]) <= 6 and 1 not in r["completion_ids"][:-1] for r in run.rows)
-    assert all((r["completion_ids"][-1] == 1) == r["finished"] for r in run.rows)
+    assert all(0 < len(r.completion_ids) <= 6 and 1 not in r.completion_ids[:-1] for r in run.rows)
+    assert all((r.completion_ids[-1] == 1) == r.finished for r in run.rows)
 
 
 def test_samplers_that_cannot_work_say_so(tmp_path, monkeypatch):
     with pytest.raises(PPOError, match="write 'generate'"): trainer(tmp_path, sampler="beam")
     from importlib.util import find_spec
     if find_spec("vllm") is None:
-        with pytest.raises(PPOError, match="pip install vllm"): trainer(tmp_path, sampler="vllm").rollout(0)
+        with pytest.raises(ModelError, match="pip install vllm"): trainer(tmp_path, sampler="vllm").rollout(0)
     model = language_model(tokenizer())
     monkeypatch.setattr(type(model), "generate_batch", lambda self, **kw: {})
-    with pytest.raises(PPOError, match="0 answers to 2 prompts"): ppo.sample_continuous(model, [[2], [3]], 0, 4, [1], 0)
+    with pytest.raises(ModelError, match="0 answers to 2 prompts"): ppo.sample_continuous(model, [[2], [3]], 0, 4, [1], 0)
 
 
 def test_the_vllm_sampler_calls_trls_engine_as_it_wants_to_be_called(tmp_path, monkeypatch):
-    import importlib.util
     import inspect
     from trl.generation import vllm_generation
     init, calls = inspect.signature(vllm_generation.VLLMGeneration.__init__), []
@@ -710,11 +696,10 @@ def test_the_vllm_sampler_calls_trls_engine_as_it_wants_to_be_called(tmp_path, m
             calls.append("generate")
             return bound["prompts"], [[5, 1] for _ in bound["prompts"]], None, None
     real = vllm_generation.VLLMGeneration.generate
-    found = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: object() if name == "vllm" else found(name, *a))
+    monkeypatch.setattr(backends, "wanted", lambda name: None)
     monkeypatch.setattr(vllm_generation, "VLLMGeneration", Recorder)
     run = trainer(tmp_path, sampler="vllm", vllm_settings={"mode": "colocate", "gpu_memory_utilization": 0.2})
-    assert [r["completion"] for r in run.rollout(0)] == ["red"]*8 and calls == ["sync", "generate"]
+    assert [r.completion for r in run.rollout(0)] == ["red"]*8 and calls == ["sync", "generate"]
 
 
 # ---- LoRA
@@ -733,7 +718,7 @@ def test_with_lora_kl_starts_at_zero_and_the_base_stays_untouched(tmp_path):
     ppo.attach_value_head(frozen)
     batch = ppo.collate(run.rows)
     with torch.no_grad(): want = run.forward_tokens(frozen, batch)[0]
-    got = torch.cat([r["ref_logprobs"] for r in run.rows])
+    got = torch.cat([r.ref_logprobs for r in run.rows])
     assert torch.allclose(got, want, atol=1e-6)
     trained = [n for n, p in run.model.named_parameters() if p.requires_grad]
     assert all("lora_" in n or "value_head" in n for n in trained) and any("value_head" in n for n in trained)
@@ -817,7 +802,7 @@ def test_rewards_see_text_and_columns_and_are_weighted(tmp_path):
     assert all(isinstance(p, list) for p in prompts) and set(want) <= set(WORDS)
     assert all(isinstance(c, str) for c in completions)
     assert not any("<" in c for c in completions)  # no special tokens
-    assert {r["raw"] for r in rows} == {0.0} and run.rollout_logs["reward/Scorer"] == 2.0
+    assert {r.raw for r in rows} == {0.0} and run.rollout_logs["reward/Scorer"] == 2.0
     with pytest.raises(RewardError, match="reward_weights"):
         trainer(tmp_path, reward=[first, first], reward_weights=[1.0])
     with pytest.raises(RewardError, match="score"): trainer(tmp_path, reward=3)
@@ -831,10 +816,10 @@ def test_rewards_see_the_whole_sentences_of_what_was_cut_off(tmp_path, whole):
         seen.extend(completions)
         return [0.0]*len(completions)
     run = trainer(tmp_path, reward=spy, complete_sentences=whole)
-    rows = [{"row": i, "prompt": [user("q")], "completion": "Go home. Then", "finished": f} for i, f in enumerate((True, False))]
+    rows = [ppo.Row([], [user("q")], completion="Go home. Then", finished=f) for f in (True, False)]
     run.compute_rewards(rows)
     assert seen == ["Go home. Then", "Go home." if whole else "Go home. Then"]
-    assert [r["completion"] for r in rows] == ["Go home. Then"]*2  # what is learnt from stays as it was sampled
+    assert [r.completion for r in rows] == ["Go home. Then"]*2  # what is learnt from stays as it was sampled
 
 
 def test_a_classification_model_reads_text_with_its_own_tokenizer(tmp_path):
@@ -850,17 +835,17 @@ def test_a_classification_model_reads_text_with_its_own_tokenizer(tmp_path):
     other.save_pretrained(tmp_path/"rm")
     run = trainer(tmp_path/"run", reward=str(tmp_path/"rm"))
     for r in run.rollout(0):
-        text = ppo.render([*r["prompt"], {"role": "assistant", "content": r["completion"]}], other)
+        text = render([*r.prompt, {"role": "assistant", "content": r.completion}], other)
         ids = torch.tensor([other(text, add_special_tokens=False)["input_ids"]])
         with torch.no_grad(): want = judge.eval()(input_ids=ids).logits.item()
-        assert math.isclose(r["raw"], want, abs_tol=1e-4)
+        assert math.isclose(r.raw, want, abs_tol=1e-4)
 
 
 def test_scores_are_normalised_under_the_starting_policy_and_a_missing_end_costs(tmp_path):
     run = trainer(tmp_path, missing_eos_penalty=3.0, score_clip=1.0)
     rows = run.rollout(0)
-    raw = torch.tensor([r["raw"] for r in rows]).float()
-    want = ((raw - raw.mean())/raw.std()).clamp(-1, 1) - 3*torch.tensor([not r["finished"] for r in rows])
+    raw = torch.tensor([r.raw for r in rows]).float()
+    want = ((raw - raw.mean())/raw.std()).clamp(-1, 1) - 3*torch.tensor([not r.finished for r in rows])
     assert torch.allclose(run.normalised(rows), want, atol=1e-6)
     run.rollout(1)
     assert math.isclose(run.reward_mean, raw.mean().item(), rel_tol=1e-6)  # measured once, then kept

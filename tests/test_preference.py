@@ -9,8 +9,8 @@ from tiny import tiny_folder
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from cai_nb.dialogue import CaiError, assistant, user
-from cai_nb.ppo import ModelReward, RewardError
-from cai_nb.ppo_model import ValueModel
+from cai_nb.ppo_math import RewardError
+from cai_nb.ppo_model import ModelReward, ValueModel
 from cai_nb.preference import (
     PreferenceModel, PreferenceSettings, SoftRewardTrainer, encode_dialogue, preference_metrics, sequence_classifier,
     soft_probe, split_by_prompt, train_preference_model,

@@ -13,6 +13,7 @@ import sys
 import tempfile
 import types
 import warnings
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
@@ -26,7 +27,8 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from cai_nb.chat_template import chat_format, render, stop_token_ids
 from cai_nb.dialogue import CaiError, DialogueError, assistant, system, user
 from cai_nb.model import LanguageModel, load_pretrained
-from cai_nb.ppo import ModelReward, PPOConfig, PPOTrainer
+from cai_nb.ppo import PPOConfig, PPOTrainer
+from cai_nb.ppo_model import ModelReward
 from cai_nb.preference import PreferenceModel, encode_dialogue, preference_rows, sequence_classifier
 from cai_nb.sft import SFTSettings, encode_example, finetune, training_rows
 
@@ -155,16 +157,16 @@ def check_ppo(case):
                      processing_class=tokenizer)
     stops = tokenizer.convert_tokens_to_ids([case.eos, *case.stops])
     for row in run.rollout(0):
-        *said, last = row["completion_ids"]
-        assert row["prompt_ids"] in [ids_of(tokenizer, text) for text in asked]
-        assert row["finished"] == (last in stops) and not set(said) & set(stops) and end not in row["completion"]
-    rows = [run.make_row(data, i) | {"completion_ids": ids_of(tokenizer, case.said[i])} for i in range(len(data))]
+        *said, last = row.completion_ids
+        assert row.prompt_ids in [ids_of(tokenizer, text) for text in asked]
+        assert row.finished == (last in stops) and not set(said) & set(stops) and end not in row.completion
+    rows = [replace(run.make_row(data, i), completion_ids=ids_of(tokenizer, case.said[i])) for i in range(len(data))]
     run.compute_logprobs(rows)
     if "scoring" not in case.refused:
         lm = LanguageModel(run.policy, tokenizer, "policy")
-        for row, score in zip(rows, lm.score([r["prompt"] for r in rows], SAID), strict=True):
-            assert score.tokens == len(row["completion_ids"])
-            assert math.isclose(score.logprob, row["old_logprobs"].sum().item(), abs_tol=1e-3)
+        for row, score in zip(rows, lm.score([r.prompt for r in rows], SAID), strict=True):
+            assert score.tokens == len(row.completion_ids)
+            assert math.isclose(score.logprob, row.old_logprobs.sum().item(), abs_tol=1e-3)
 
 
 def check_escaping(case):

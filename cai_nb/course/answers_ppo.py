@@ -122,7 +122,7 @@ def _rows(x, m):
     "that is the deviation with n − 1, which is torch's own choice; here it is the one with n":
         lambda x, m: ((x - x[m].mean())/x[m].std()).where(m, 0),
     "padding has to be 0 afterwards": lambda x, m: (x - x[m].mean())/x[m].std(unbiased=False),
-    "the mean was kept": lambda x, m: _math().masked_whiten(x, m, center=False)})
+    "the mean was kept": lambda x, m: (x/(x[m].std(unbiased=False) + 1e-8)).where(m, 0)})
 def whiten(x, mask): return _math().masked_whiten(x, mask)
 
 # %% ../../nbs/13c_answers_ppo.ipynb #5e8b52ba
@@ -238,7 +238,7 @@ def _usual(raw, mean, std, cut): return ((raw - mean)/std).clamp(-cut, cut)
 def priced_scores(raw, finished, mean, std, cut, price):
     from cai_nb.ppo import PPOTrainer
     args = SimpleNamespace(normalize_scores=True, score_clip=cut, missing_eos_penalty=price)
-    rows = [{"raw": r, "finished": f} for r, f in zip(raw.tolist(), finished)]
+    rows = [SimpleNamespace(raw=r, finished=f) for r, f in zip(raw.tolist(), finished)]
     return PPOTrainer.normalised(SimpleNamespace(args=args, reward_mean=mean, reward_std=std), rows)
 
 # %% ../../nbs/13c_answers_ppo.ipynb #2362e4fe
