@@ -798,7 +798,7 @@ def _won(key, marks, tie=.5): return [tie if len(m) == 2 else float(k[m] == "pol
     "ties count, as half a win":
         lambda key, marks: float(np.mean(_won(key, ["" if len(m) == 2 else m for m in marks]))),
     "a letter means another model on each prompt: look it up in the key of that prompt":
-        lambda key, marks: float(np.mean(_won([key[0]]*len(key), marks)))})
+        lambda key, marks: float(np.mean(_won([key[0]]*len(key), marks)))}, draws=12)
 def marks_to_wins(key, marks):
     with tempfile.TemporaryDirectory() as d:
         rows = [{"number": n, "letter": a, "model": m} for n, k in enumerate(key, 1) for a, m in k.items()]
