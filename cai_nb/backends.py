@@ -54,6 +54,7 @@ class VLLMModel(Remote):
              tensor_parallel: int = 1,    # GPUs that share one copy of the model
              memory: float = 0.5,         # share of the GPU's memory for weights and cache; the rest is for training
              **engine):                   # further arguments of vllm.LLM
+        "The model in vLLM's engine; a `ModelError` if vLLM is not installed or the model is not found"
         from filelock import FileLock
         vllm = wanted("vllm")
         where, ident = model_folder(name)[0], model_id(name)
@@ -63,7 +64,7 @@ class VLLMModel(Remote):
             where.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(f"{where}.lock"):
                 if not where.exists():
-                    half = where.with_name(where.name + ".part")  # so that a stop leaves no half of one
+                    half = where.with_name(where.name + ".part")  # so that an interruption leaves no incomplete folder
                     shutil.rmtree(half, ignore_errors=True)
                     model.save_pretrained(half); tokenizer.save_pretrained(half)
                     half.replace(where)
@@ -84,7 +85,7 @@ from fastcore.basics import patch
 @patch
 def sample(self: VLLMModel, prompts, max_tokens: int = 64, temperature: float = 1.0, top_p: float = 1.0,
            seed: int = 0, keys=None, batch_size: int = 0, prefix: str = "", desc: str = "sampling"):
-    "Answers to dialogues, in order (`LanguageModel.sample`); the engine chooses its batches itself"
+    "Responses to dialogues, in order (`LanguageModel.sample`); the engine chooses its batches itself"
     from vllm import SamplingParams
     if temperature < 0: raise ModelError(f"temperature is {temperature}; it must be 0 or more.")
     rows = self.encode(prompts, prefix)
@@ -119,7 +120,7 @@ def score(self: VLLMModel, prompts, completions, batch_size: int = 0, desc: str 
 
 # %% ../nbs/02a_backends.ipynb #a8f08c02
 def sample_continuous(model, prompts, seed: int, max_new_tokens: int, stops, pad: int, temperature: float = 1.0):
-    "Completions by transformers' continuous batching: no padding, no waiting for the longest; lists of token ids"
+    "Completions (lists of token ids) by transformers' continuous batching; a `ModelError` if it drops one"
     from transformers import GenerationConfig
     from transformers.generation import ContinuousBatchingConfig
     settings = GenerationConfig(max_new_tokens=max_new_tokens, do_sample=True, temperature=temperature,
@@ -156,7 +157,7 @@ class VLLMSampler:
         self.step = None
 
     def sample(self, prompts, step: int):
-        "Lists of token ids"
+        "Completions of `prompts`, both lists of token ids; the weights are sent first when `step` is a new one"
         if step != self.step: self.engine.sync_weights(); self.step = step
         return [list(row) for row in self.engine.generate(prompts, None, 1)[1]]
 
@@ -278,7 +279,7 @@ def _complete(self: ServerModel, **request):
 @patch
 def sample(self: ServerModel, prompts, max_tokens: int = 64, temperature: float = 1.0, top_p: float = 1.0,  # noqa: F811
            seed: int = 0, keys=None, batch_size: int = 0, prefix: str = "", desc: str = "sampling"):
-    "Answers to dialogues, in order (`LanguageModel.sample`); a server need not honour seeds"
+    "Responses to dialogues, in order (`LanguageModel.sample`); a server need not honour seeds"
     if temperature < 0: raise ModelError(f"temperature is {temperature}; it must be 0 or more.")
     prompts = list(prompts)
     rows = self.encode(prompts, prefix)
@@ -330,7 +331,7 @@ def option_logprobs(self: ServerModel, prompts, options=("A", "B"), prefix="", b
     "`(N, K)` log-probabilities of the options as the next token; one not among the likeliest gets at most the rest"
     prompts = list(prompts)
     prefixes = [prefix]*len(prompts) if isinstance(prefix, str) else list(prefix)
-    known = self.tokenizer is not None  # if not, nothing can be put into its mouth: it answers from the start
+    known = self.tokenizer is not None  # if not, no prefix can be given: the response starts from nothing
     columns = self._option_rows(prompts, options, prefixes)[1] if known else prompts
     def job(d, p, ids):
         def request():
@@ -382,7 +383,7 @@ def open_model(name: str = "default",            # default, folder, hub id, or s
                adapter=None,                     # LoRA folder or several, for weights that are here
                dtype=None, device=None,
                engine: str = "transformers"):    # or vllm
-    "A `LanguageModel` by its name, whichever backend it has"
+    "A `LanguageModel` by its name, whichever backend it has; a `ModelError` if the name is wrong or loading fails"
     if str(name).startswith("server:"):
         if adapter: raise ModelError(f"{name} is a server: an adapter cannot be put on it; serve the merged model.")
         url, model = server_parts(str(name))

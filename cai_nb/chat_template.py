@@ -144,7 +144,7 @@ def escape_markers(self: ChatFormat, text):
 
 # %% ../nbs/00b_chat_template.ipynb #2ac7abe5
 def chat_format(tokenizer) -> ChatFormat:  # a transformers tokenizer
-    "The description of a tokenizer's chat template, found once; a `DialogueError` if none can write two turns."
+    "The description of a tokenizer's chat template, found once; a `DialogueError` if there is none, or it fails."
     if not getattr(tokenizer, "chat_template", None):
         raise DialogueError("this tokenizer has no chat template: take an instruction-tuned model, or set "
                             "tokenizer.chat_template (to_paper(…) writes the paper's form for a pretrained one).")
@@ -261,7 +261,7 @@ def _tokens(self: ChatFormat, pieces):
 
 @patch
 def encode(self: ChatFormat, messages, first=-1):  # turns before message `first` are left out; -1: all but the last
-    "Token ids of a finished dialogue, and a `Turn` for each of the assistant's messages in it."
+    "Token ids of a finished dialogue, a `Turn` for each assistant message; `DialogueError` if the template alters one."
     if self.problem:
         raise DialogueError(self.problem)
     if not self.tokenizer.is_fast:

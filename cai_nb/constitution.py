@@ -47,7 +47,7 @@ class _Item(_Form):
 
 @dataclass(frozen=True)
 class Exemplar(_Item):
-    "A critique and a revision done well (section 3.1): what a small model learns its part from."
+    "A critique and a revision done well (section 3.1): what a small critic learns from."
 
     id: _Text
     prompt: _Text  # what the human says
@@ -77,7 +77,7 @@ class LabelledPair(_Item):
 # %% ../nbs/01_constitution.ipynb #1da527c3
 @dataclass(frozen=True)
 class Principle(_Form):
-    "One rule in the words that its uses need; a file may give some of them only (appendix C has both lists)."
+    "One rule in the words that its uses need; a file may give only some of them (appendix C has both lists)."
 
     id: _Text
     title: _Text = ""
@@ -215,12 +215,12 @@ class Constitution(_Principled):
         object.__setattr__(self, "fingerprint", _fingerprint(self.principles))  # 12 hexadecimal digits
         self._check_ids()
 
-    def draw(self, *key, seed=0, use="critique"):  # Principle
-        'One principle at random for a key, as `rng` has it, of those with texts for `use`, "critique" or "comparison".'
+    def draw(self, *key, seed=0, use="critique"):  # Principle; a `ConstitutionError` if none serves
+        'One of the principles that serve `use`, "critique" or "comparison": drawn by `rng` from the key and the seed.'
         return rng("draw", use, *key, seed=seed).choice(self._able(use))
 
     def subset(self, ids):
-        "The constitution of these principles alone, in this order (figure 6 asks what their number is worth)."
+        "The constitution of these principles alone, in this order (the paper's figure 6 varies their number)."
         return replace(self, principles=tuple(self[id] for id in ids))
 
     def to_yaml(self):
@@ -228,8 +228,8 @@ class Constitution(_Principled):
         return _to_yaml(self)
 
     @classmethod
-    def load(cls, source):  # Constitution
-        "Read and check a constitution: a bundled name, a YAML file, or one of the paper's two JSON lists."
+    def load(cls, source):  # a bundled name, a YAML file, one of the paper's JSON lists; a constitution is returned
+        "Read and check a constitution; a `ConstitutionError` names file, line and key."
         return source if isinstance(source, _Principled) else _load(source)
 
 # %% ../nbs/01_constitution.ipynb #d7babb09

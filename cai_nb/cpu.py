@@ -19,7 +19,7 @@ from . import engine
 # %% ../nbs/A2_cpu.ipynb #96988b79
 @functools.cache
 def lora_layer():
-    "A maker of LoRA layers for `LoraConfig._register_custom_module`, which multiply in the type of their weights."
+    "A factory of LoRA layers for `LoraConfig._register_custom_module`, which multiply in the type of their weights."
     from peft.tuners.lora import Linear
 
     class LoraLinear(Linear):
@@ -71,7 +71,7 @@ def merged_adapter(model):
 
 # %% ../nbs/A2_cpu.ipynb #fa570033
 class FrozenCache:
-    "What the lowest `layers` layers made of rows of tokens, as much as there is room for."
+    "Hidden states after the lowest `layers` layers for rows of token ids, up to `room` bytes."
     def __init__(self, layers: int, room: int = 1 << 30):  # bytes
         self.layers, self.size, self.room, self.states = layers, room, room, {}
 
@@ -147,7 +147,7 @@ def cache_frozen_activations(model, layers: int | None = None, room: int = 1 << 
             once, again = trunk_states(model, ids), trunk_states(model, ids)
         if torch.equal(once, again):
             cache.clear()
-        else:  # it does something to embeddings before the first layer
+        else:  # the model changes embeddings before its first layer
             cache = model.frozen_cache = None
         yield cache
     finally:

@@ -99,7 +99,7 @@ _TURN = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
 _OPEN_END = re.compile(r"\n\n(?:Human|Assistant):?\s*\Z")
 
 def from_paper(text):  # "\n\nHuman: …\n\nAssistant: …"; what comes before the first turn becomes a system message
-    "The messages of a dialogue in the form of the paper's appendices; an open turn at the end is dropped."
+    "The messages of a text in the paper's form, without an open turn at the end; a `DialogueError` if it has no turn."
     if not isinstance(text, str):
         raise DialogueError(f"the paper's form is text, not {type(text).__name__}.")
     head, *turns = _TURN.split(_OPEN_END.sub("", text.replace("\r\n", "\n")))
@@ -112,7 +112,7 @@ def from_paper(text):  # "\n\nHuman: …\n\nAssistant: …"; what comes before t
 
 # %% ../nbs/00_dialogue.ipynb #89353724
 def to_paper(messages, add_generation_prompt=False):  # True: end with "\n\nAssistant:", for the model to continue
-    "A dialogue as text in the paper's form; turn delimiters inside messages are escaped."
+    "A dialogue as text in the paper's form, turn delimiters in messages escaped; a `DialogueError` if it is malformed."
     names = {"system": "", "user": "\n\nHuman: ", "assistant": "\n\nAssistant: "}
     text = ""
     for message in check_dialogue(messages):
@@ -228,7 +228,7 @@ def data_files(kind):
     return {f.stem: f for f in sorted(_data_folder(kind).iterdir()) if f.name[0] not in "._"}
 
 def data_path(kind, name=None):  # `name`: with or without its suffix; None: the folder of that kind
-    "The path of the package's own data of a kind: constitutions, prompts, recipes, adapters or templates."
+    "The path of the package's own constitutions, prompts, recipes, adapters or templates; a `CaiError` if unknown."
     if name is None:
         return _data_folder(kind)
     files = data_files(kind)

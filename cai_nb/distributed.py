@@ -110,7 +110,7 @@ def _answer(handle, method, rows, rest):
 def _leave(handle):
     p = processes()
     p.models.pop(handle, None)
-    p.gone.append(handle)  # the others hear of it with the next task
+    p.gone.append(handle)  # the others drop it with the next task
 
 class SharedModel(LanguageModel):
     "A model with a copy in every process; its methods scatter their rows"
@@ -146,20 +146,19 @@ def _scattered(method, split):
     return ask
 
 for method, split in (("sample", ("prompts", "keys", "prefix")), ("option_logprobs", ("prompts", "prefix")),
-                      ("score", ("prompts", "completions")),
-                    ("features", ("dialogues",))):
+                      ("score", ("prompts", "completions")), ("features", ("dialogues",))):
     setattr(SharedModel, method, _scattered(method, split))
 
 # %% ../nbs/02b_distributed.ipynb #a8f08e12
 def shard_like_policy(model, accelerator):
-    "A frozen model, laid out over the processes as the policy is; without sharding, as it was"
+    "A frozen model, sharded over the processes as the policy is; without sharding, unchanged"
     from trl.models import prepare_deepspeed, prepare_fsdp
     if accelerator.distributed_type == "DEEPSPEED": return prepare_deepspeed(model, accelerator)
     if accelerator.distributed_type == "FSDP": return prepare_fsdp(model, accelerator)
     return model
 
 @contextmanager
-def unsharded(model, device):  # laid out by FSDP, version 2
+def unsharded(model, device):  # sharded by FSDP, version 2
     "Inside, every process holds all weights and generates at its own pace"
     import torch
     from torch.distributed.fsdp import FSDPModule

@@ -47,7 +47,7 @@ def near_duplicates(texts, threshold=NEAR):  # [(i, j, similarity)] with i < j, 
     for j, one in enumerate(map(_shingles, texts)):
         if first.setdefault(one, j) != j:
             found.append((first[one], j, 1.0))
-    origin = np.array([*first.values()], dtype=np.int64)  # place of each different text
+    origin = np.array([*first.values()], dtype=np.int64)  # index of each different text
     count = Counter(chain.from_iterable(first))
     column = {s: i for i, s in enumerate(sorted(count, key=count.__getitem__))}  # the rarest come first
     rows = [sorted(column[s] for s in one) for one in first]

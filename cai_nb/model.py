@@ -209,7 +209,7 @@ def sample(self: LanguageModel,
            seed: int = 0, keys=None,   # row i draws from (seed, keys[i]) alone; default key: its position
            batch_size: int = 32, prefix: str = "",  # the response's first words, which are given
            desc: str = "sampling") -> list[Completion]:
-    "Responses to dialogues, in order."
+    "Responses to dialogues, in order; a `ModelError` if one exceeds the context."
     if temperature < 0:
         raise ModelError(f"temperature is {temperature}; it must be 0 or more.")
     rows, keys = self.encode(prompts, prefix), list(range(len(prompts)) if keys is None else keys)
@@ -227,7 +227,7 @@ def sample(self: LanguageModel,
 
 # %% ../nbs/02_model.ipynb #031109f2
 def prefix_caching(lm):
-    "A context: inside, dialogues continue from what earlier calls of `lm.sample` have read, where they begin alike."
+    "A context: inside, `lm.sample` reuses the keys and values of prefixes that its dialogues share with earlier ones."
     model = getattr(lm, "model", None)  # a server or another engine caches by itself
     engine = engine_room("engine", model)
     if model is None or engine is None or not engine.fits(model):
@@ -324,7 +324,7 @@ def score(self: LanguageModel,
           prompts,       # dialogues
           completions,   # one text for each
           batch_size: int = 32, desc: str = "scoring") -> list[Score]:
-    "log p(completion | prompt), the end of turn included, for each pair; raises what `output_head` raises."
+    "log p(completion | prompt), the end of turn included; a `ModelError` beyond the context, or from `output_head`."
     rows, starts = self._with_completion(prompts, completions)
     self._check_length(rows, 0)
     out = [None]*len(rows)
@@ -344,7 +344,7 @@ def score(self: LanguageModel,
 # %% ../nbs/02_model.ipynb #f2a97e72
 @patch
 def _asked(self: LanguageModel, question: str) -> list:
-    "Ids of what follows a finished answer when the human asks `question`, up to where the reply would begin"
+    "Ids of what follows a finished response when the human asks `question`, up to where the reply would begin"
     (before,), _ = self._with_completion([[user("?")]], ["!"])
     after = self.encode([[user("?"), assistant("!"), user(question)]])[0]
     if after[:len(before)] != before:

@@ -122,7 +122,7 @@ class Pair(_Record):
     responses: list[str]  # two different texts
     source: NotRequired[str]  # who wrote them, where SL-CAI did not
     principle: NotRequired[str]  # id of the principle to compare them under; without it one is drawn
-    better: NotRequired[Literal[0, 1]]  # place of the better one, where it is known
+    better: NotRequired[Literal[0, 1]]  # index of the better one, where it is known
     model: NotRequired[str]  # id of the model that was sampled
     settings: NotRequired[dict]  # temperature and max_tokens
     seed: NotRequired[int]

@@ -80,7 +80,7 @@ def cache_frozen_activations(model, layers: int | None = None):  # from below, w
 
 # %% ../nbs/02c_training.ipynb #e235a977
 def per_process(batch_size: int) -> int:
-    "The part of a batch for each process, so that an update sees as many examples on one process as on eight."
+    "The part of a batch for each process; a `ModelError` if the batch does not divide evenly among them."
     n = int(os.environ.get("WORLD_SIZE", 1))
     if batch_size % n:
         raise ModelError(f"a batch of {batch_size} does not divide among {n} processes; make it a multiple of {n}.")
