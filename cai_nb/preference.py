@@ -94,7 +94,7 @@ def preference_metrics(p,                       # (N,) the preference model's P(
     "Cross-entropy, agreement with a bootstrap 95% interval, Brier score and calibration error against soft labels"
     p, label = np.asarray(p, float), np.asarray(label, float)
     if p.shape != label.shape or p.ndim != 1 or len(p) == 0:
-        raise PreferenceError(f"metrics want as many labels as probabilities, one or more: {p.shape}, {label.shape}.")
+        raise PreferenceError(f"metrics need as many labels as probabilities, one or more: {p.shape}, {label.shape}.")
     if not (np.isfinite(p).all() and np.isfinite(label).all()):
         raise PreferenceError("a probability or label is NaN.")
     same = np.where((p == 0.5) | (label == 0.5), 0.5, (p > 0.5) == (label > 0.5))
