@@ -24,10 +24,11 @@ from .backends import VLLMSampler, sample_continuous
 from .chat_template import chat_format, stop_token_ids
 from .distributed import gathered, shard_like_policy
 from .loading import load_pretrained
-from .model import complete_sentences, generate_tokens, trim_memory
+from .model import generate_tokens, trim_memory
 from .ppo_math import PPOError, RewardError, AdaptiveKL, explained_variance, gae, kl_k1, kl_k3, masked_mean
 from .ppo_math import masked_whiten, policy_loss, token_rewards, value_loss
 from .ppo_model import PPOConfig, attach_value_head, call_reward, no_dropout, prepare_policy, reward_function
+from .text import complete_sentences
 from .training import cache_frozen_activations
 
 # %% ../nbs/08b_ppo_trainer.ipynb #f83ef93b
@@ -391,8 +392,9 @@ def create_optimizer(self: PPOTrainer, model=None):
     "The trainer's own optimiser, with another learning rate for the value head if `value_learning_rate` says so"
     made, rate = self.optimizer is None, self.args.value_learning_rate
     optimizer = super(PPOTrainer, self).create_optimizer(model)
+    if not made or rate is None: return optimizer
     head = {id(p) for p in self.policy.value_head.parameters()}
-    for group in list(optimizer.param_groups) if made and rate is not None else ():
+    for group in list(optimizer.param_groups):
         mine = [p for p in group["params"] if id(p) in head]
         group["params"] = [p for p in group["params"] if id(p) not in head]
         if mine: optimizer.add_param_group(group | {"params": mine, "lr": rate})

@@ -18,8 +18,8 @@ from torch import nn
 from transformers import PreTrainedModel, TrainingArguments
 from .chat_template import chat_format, render
 from .dialogue import as_messages, assistant
-from .loading import load_pretrained, output_head, set_stop_tokens
-from .model import selective_logprobs, trunk_states
+from .loading import load_pretrained, output_head, selective_logprobs, set_stop_tokens
+from .model import trunk_states
 from .ppo_math import PPOError, RewardError, entropy
 from .training import extend_forward
 
@@ -226,9 +226,9 @@ def _opt(default, help): return field(default=default, metadata={"help": help})
 class PPOConfig(TrainingArguments):
     "Settings of a PPO run: those of `TrainingArguments`, some with other defaults, and PPO's own"
     learning_rate: float = _opt(3e-6, "Adam's step; for LoRA adapters 1e-4 and more.")
-    adam_epsilon: float = _opt(1e-5, "Adam's ε; larger than usual, as PPO's small gradients want it.")
+    adam_epsilon: float = _opt(1e-5, "Adam's ε; larger than usual, for PPO's small gradients.")
     ddp_find_unused_parameters: bool | None = _opt(False, "Every trained weight takes part in every forward pass.")
-    rollouts: int | None = _opt(None, "Sample, score and learn this often; None: num_train_epochs or max_steps decide.")
+    rollouts: int | None = _opt(None, "Number of rollouts; None: num_train_epochs or max_steps decide.")
     num_ppo_epochs: int = _opt(4, "Passes over each rollout.")
     num_mini_batches: int = _opt(1, "Minibatches of a rollout, each an optimiser step in every pass.")
     max_completion_length: int = _opt(128, "Longest completion, in tokens.")
@@ -241,7 +241,7 @@ class PPOConfig(TrainingArguments):
     kl_target: float | None = _opt(None, "Adapt β so that the KL stays near this, nats a completion; None: β is fixed.")
     kl_horizon: int = _opt(10_000, "Completions over which β changes by about 20 % at most.")
     kl_stop: float | None = _opt(None, "End the training once a rollout's KL is above this, nats a completion.")
-    update_kl_stop: float | None = _opt(None, "Leave out a rollout's other updates after one above this, nats a token.")
+    update_kl_stop: float | None = _opt(None, "Skip a rollout's other updates once update_kl exceeds it, nats a token.")
     gamma: float = _opt(1.0, "Discount of later rewards, 0 to 1.")
     lam: float = _opt(0.95, "λ of generalised advantage estimation, 0 to 1.")
     whiten_advantages: bool = _opt(True, "Advantages with mean 0 and standard deviation 1 over the whole rollout.")
@@ -258,7 +258,7 @@ class PPOConfig(TrainingArguments):
     complete_sentences: bool = _opt(False, "Rewards see an unfinished completion up to its last complete sentence.")
     missing_eos_penalty: float = _opt(0.0, "Subtracted from the normalised score of a completion without an end token.")
     num_samples: int = _opt(4, "Prompts in samples.jsonl: the first of the evaluation set, else of the training set.")
-    sample_rollouts: int = _opt(10, "Write such samples every so many rollouts and at the end; 0: never.")
+    sample_rollouts: int = _opt(10, "Rollouts between such samples, also written at the start and the end; 0: none.")
 
 # %% ../nbs/08a_ppo_model.ipynb #5d27fa46
 @patch

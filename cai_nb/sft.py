@@ -17,8 +17,8 @@ from safetensors.torch import load_file, save_file
 from trl import SFTConfig, SFTTrainer
 from .chat_template import chat_format
 from .dialogue import CaiError, assistant
-from .loading import load_pretrained, output_head
-from .model import selective_logprobs, trunk_states
+from .loading import load_pretrained, output_head, selective_logprobs
+from .model import trunk_states
 from .training import extend_forward, in_four_bits, lora_config, per_process, trainer_defaults
 
 # %% ../nbs/05_sft.ipynb #b301faae
