@@ -225,7 +225,7 @@ def chain_of_thought(
 
 # %% ../nbs/06_feedback.ipynb #4eeb0904
 def pointwise_scores(model, prompts, responses, principles, words=("Yes", "No"), batch_size: int = 32) -> np.ndarray:
-    "(N,) nats: how much rather the model says yes to a principle's good sentence about a response than to its bad one."
+    "(N,) nats: the log-odds of yes for a principle's good sentence about a response, less those for its bad one."
     question = 'Does this sentence describe your last reply? "{}" Answer with ' + " or ".join(words) + "."
     dialogues = [[*as_messages(prompt), assistant(response or "…"), user(question.format(sentence))]
                  for prompt, response, principle in zip(prompts, responses, principles)
@@ -260,7 +260,7 @@ def ensemble(
     "Label pairs by the mean of several labels."
     w = np.ones(len(members)) if weights is None else np.asarray(weights, float)
     if len(w) != len(members) or not (w >= 0).all() or w.sum() == 0:
-        raise FeedbackError(f"{len(members)} members want as many weights, none negative, not all 0; got {w.tolist()}.")
+        raise FeedbackError(f"{len(members)} members need as many weights, none negative, not all 0; got {w.tolist()}.")
     labels, out = [{r["id"]: r for r in records} for records in members], []
     for pair in pairs:
         each = [by_id[pair["id"]] for by_id in labels if pair["id"] in by_id]

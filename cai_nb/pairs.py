@@ -22,7 +22,7 @@ class PairError(CaiError):
     "Pairs that cannot be sampled or read; the message says which, and what to do."
 
 def same_text(a: str, b: str) -> bool:
-    "Whether two responses are equal but for spaces and case."
+    "Whether two responses are equal except for whitespace and case."
     return a.casefold().split() == b.casefold().split()
 
 # %% ../nbs/05b_pairs.ipynb #44762c76

@@ -24,10 +24,11 @@ from .backends import VLLMSampler, sample_continuous
 from .chat_template import chat_format, stop_token_ids
 from .distributed import gathered, shard_like_policy
 from .loading import load_pretrained
-from .model import complete_sentences, generate_tokens, trim_memory
+from .model import generate_tokens, trim_memory
 from .ppo_math import PPOError, RewardError, AdaptiveKL, explained_variance, gae, kl_k1, kl_k3, masked_mean
 from .ppo_math import masked_whiten, policy_loss, token_rewards, value_loss
 from .ppo_model import PPOConfig, attach_value_head, call_reward, no_dropout, prepare_policy, reward_function
+from .text import complete_sentences
 from .training import cache_frozen_activations
 
 # %% ../nbs/08b_ppo_trainer.ipynb #f83ef93b
@@ -42,7 +43,7 @@ def prompt_order(n: int, first: int, count: int, seed: int = 0) -> list[int]:
 # %% ../nbs/08b_ppo_trainer.ipynb #2a5f0b25
 @dataclass
 class Row:
-    "A prompt of a rollout, and of its completion with T tokens what is known so far"
+    "A prompt of a rollout, and what is known so far of its completion of T tokens"
     prompt_ids: list[int]                        # the prompt's token ids
     prompt: list | str = ""                      # messages, or a text that went to the model as it is
     columns: dict = field(default_factory=dict)  # the data set's other columns, for the reward functions
@@ -63,8 +64,12 @@ class Row:
     def length(self) -> int: return len(self.prompt_ids) + len(self.completion_ids)
 
 # %% ../nbs/08b_ppo_trainer.ipynb #582d997a
-def make_minibatches(lengths, minibatches: int, key) -> list[list[int]]:  # of rows, in tokens; how many; integers
-    "Row numbers of each minibatch, short rows first: the rows in an order that `key` decides, cut into equal parts"
+def make_minibatches(
+    lengths,           # `(N,)` of the rows, in tokens
+    minibatches: int,  # how many; a divisor of N
+    key,               # integers that seed the order
+) -> list[list[int]]:
+    "Row numbers of each minibatch, short rows first: a permutation of the rows, cut into equal parts"
     shuffled = np.random.default_rng(key).permutation(len(lengths)).reshape(minibatches, -1)
     return [sorted(map(int, rows), key=lambda i: (lengths[i], i)) for rows in shuffled]
 
@@ -263,7 +268,7 @@ def compute_logprobs(self: PPOTrainer, rows) -> None:
 # %% ../nbs/08b_ppo_trainer.ipynb #a7ddb7d0
 @patch
 def normalised(self: PPOTrainer, rows) -> torch.Tensor:
-    "`(B,)` scores: mean 0 and deviation 1 under the starting policy, cut to ±score_clip, less a missing end's price"
+    "`(B,)` scores: normalised under the initial policy, cut to ±score_clip, less missing_eos_penalty where it applies"
     args, raw = self.args, torch.tensor([r.raw for r in rows])
     if args.normalize_scores:
         if self.reward_mean is None: self.reward_mean = raw.mean().item()
@@ -294,7 +299,7 @@ def compute_advantages(self: PPOTrainer, rows) -> dict:
 
 @patch
 def summary(self: PPOTrainer, rows) -> dict:
-    "What can be said of rows that are written and judged"
+    "Metrics of rows with completions and scores: reward, length in tokens, share finished"
     raw, n = np.array([r.raw for r in rows]), np.array([len(r.completion_ids) for r in rows])
     logs = {"reward": raw.mean(), "reward_sd": raw.std(), "length": n.mean(),
             "finished": np.mean([r.finished for r in rows])}
@@ -361,7 +366,7 @@ def get_batch_samples(self: PPOTrainer, epoch_iterator, num_batches, device):
 
 @patch
 def training_step(self: PPOTrainer, model, inputs, num_items_in_batch=None):
-    "Nothing, once the rollout's updates have gone far enough: without gradients the optimiser leaves all as it is"
+    "The inherited step; nothing once update_kl_stop was exceeded: without gradients the optimiser changes no weight"
     if self.stopped: return torch.zeros((), device=self.args.device)
     start = time.perf_counter()
     loss = super(PPOTrainer, self).training_step(model, inputs, num_items_in_batch)
@@ -387,8 +392,9 @@ def create_optimizer(self: PPOTrainer, model=None):
     "The trainer's own optimiser, with another learning rate for the value head if `value_learning_rate` says so"
     made, rate = self.optimizer is None, self.args.value_learning_rate
     optimizer = super(PPOTrainer, self).create_optimizer(model)
+    if not made or rate is None: return optimizer
     head = {id(p) for p in self.policy.value_head.parameters()}
-    for group in list(optimizer.param_groups) if made and rate is not None else ():
+    for group in list(optimizer.param_groups):
         mine = [p for p in group["params"] if id(p) in head]
         group["params"] = [p for p in group["params"] if id(p) not in head]
         if mine: optimizer.add_param_group(group | {"params": mine, "lr": rate})
@@ -420,7 +426,7 @@ def log(self: PPOTrainer, logs, start_time=None):
 
 @patch
 def write_samples(self: PPOTrainer, rollout: int):
-    "Answers to the same few prompts with the same random numbers, after `rollout` rollouts, into samples.jsonl"
+    "Responses to the same few prompts with the same random numbers, after `rollout` rollouts, into samples.jsonl"
     dataset = self.eval_dataset if self.eval_dataset is not None else self.train_dataset
     numbers = (self.prompts if dataset is self.train_dataset else self.fitting(dataset))[:self.args.num_samples]
     self.model.eval()
@@ -458,17 +464,17 @@ def _save(self: PPOTrainer, output_dir=None, state_dict=None):
 
 # %% ../nbs/08b_ppo_trainer.ipynb #99f833aa
 def last_checkpoint(folder):
-    "The newest checkpoint in a run's folder that is whole, or None: a run killed while saving leaves one that is not"
-    def whole(path):
+    "The newest complete checkpoint in a run's folder, or None: a run killed while saving leaves an incomplete one"
+    def complete(path):
         try: json.loads((path/"trainer_state.json").read_text())  # written last
         except (OSError, ValueError): return False
         return True
     found = sorted(Path(folder).glob("checkpoint-*"), key=lambda p: int(p.name.rsplit("-", 1)[-1]))
-    return next((str(p) for p in reversed(found) if whole(p)), None)
+    return next((str(p) for p in reversed(found) if complete(p)), None)
 
 @patch
 def restore(self: PPOTrainer, folder):
-    "Take up critic and state from a checkpoint, if its rollouts have the same shape"
+    "Load critic and state from a checkpoint; PPOError if the shape of its rollouts or the kind of its critic differs"
     path = Path(folder)/"ppo_state.json"
     if not path.exists(): raise PPOError(f"{folder} holds no ppo_state.json: it is not a checkpoint of PPOTrainer.")
     state, now = json.loads(path.read_text()), self.ppo_state()
@@ -480,7 +486,7 @@ def restore(self: PPOTrainer, folder):
     critic = load_file(Path(folder)/"value_head.safetensors")
     wanted = {k for k, v in self.policy.value_head.named_parameters() if v.requires_grad}
     if set(critic) != wanted:
-        raise PPOError(f"the critic in {folder} is of another kind: resume with the value_model of its beginning.")
+        raise PPOError(f"the critic in {folder} is of another kind: pass the value_model that the run began with.")
     self.policy.value_head.load_state_dict(critic, strict=False)
 
 @patch

@@ -18,8 +18,8 @@ from torch import nn
 from transformers import PreTrainedModel, TrainingArguments
 from .chat_template import chat_format, render
 from .dialogue import as_messages, assistant
-from .loading import load_pretrained, output_head, set_stop_tokens
-from .model import selective_logprobs, trunk_states
+from .loading import load_pretrained, output_head, selective_logprobs, set_stop_tokens
+from .model import trunk_states
 from .ppo_math import PPOError, RewardError, entropy
 from .training import extend_forward
 
@@ -30,7 +30,7 @@ class ValueHead(nn.Module):
         super().__init__()
         self.weight, self.bias = nn.Parameter(torch.zeros(hidden_size)), nn.Parameter(torch.zeros(1))
 
-    def forward(self, hidden, ids=None, coming=None):  # `(…, H)` -> `(…,)`; the rest is for `ValueModel`
+    def forward(self, hidden, ids=None, following=None):  # `(…, H)` -> `(…,)`; the rest is for `ValueModel`
         return (hidden.to(self.weight.dtype)*self.weight).sum(-1) + self.bias[0]
 
 # %% ../nbs/08a_ppo_model.ipynb #12daedc6
@@ -45,15 +45,15 @@ def policy_outputs(model, *, input_ids, completion_mask, temperature=1.0, want_e
 
 # %% ../nbs/08a_ppo_model.ipynb #3b57a24f
 def set_critic(model, critic):
-    "Hang a critic on the policy, and keep it out of what `save_pretrained` writes; in place"
+    "Attach a critic to the policy, and keep it out of what `save_pretrained` writes; in place"
     model.value_head = critic
     model._keys_to_ignore_on_save = {*(model._keys_to_ignore_on_save or ()),
                                      *(f"value_head.{n}" for n in critic.state_dict())}
 
 def attach_value_head(model: PreTrainedModel) -> PreTrainedModel:
-    "Give a causal language model a value head and the second way through `forward`; in place"
+    "Give a causal language model a value head, and `forward` the argument `completion_mask`; in place"
     if hasattr(model, "value_head"): return model
-    output_head(model)  # raises where its logits are more than its head
+    output_head(model)  # a ModelError where its logits cannot be computed from its hidden states
     dtype = torch.promote_types(model.dtype, torch.float32)  # the critic stays in float32 on a bfloat16 trunk
     set_critic(model, ValueHead(model.config.get_text_config().hidden_size).to(model.device, dtype))
     extend_forward(model, "completion_mask", policy_outputs)
@@ -71,20 +71,20 @@ def load_classifier(path, **settings):
     return model
 
 class ValueModel(nn.Module):
-    "A critic of its own: another model's trunk, which reads the policy's tokens, and a value head"
+    "A separate critic: another model's trunk, which reads the policy's tokens, and a value head"
     def __init__(self, trunk, head: ValueHead):
         super().__init__()
         self.trunk, self.head = trunk, head
 
-    def forward(self, hidden, ids, coming):  # of the policy's pass; `(N,)` values of the completion's tokens
-        return self.head(self.trunk(input_ids=ids, use_cache=False).last_hidden_state[:, :-1][coming])
+    def forward(self, hidden, ids, following):  # arguments as from `policy_outputs`; `(N,)` values before the tokens
+        return self.head(self.trunk(input_ids=ids, use_cache=False).last_hidden_state[:, :-1][following])
 
     @classmethod
     def start(cls,
               source,            # a `PreferenceModel`, a sequence-classification model, or a folder of the latter
               vocabulary: int,   # of the policy: the critic reads the same ids
               peft_config=None): # train an adapter named `critic`; None: train everything
-        "A value model that begins with a preference model's trunk and opinion"
+        "A value model with the preference model's trunk, and a head that predicts its normalised score"
         if isinstance(source, (str, Path)) and (Path(source)/"preference.json").exists():
             raise PPOError(f"{source} is a preference model's folder: give the model itself, "
                            f"value_model=PreferenceModel.load({str(source)!r}).")
@@ -128,7 +128,7 @@ def prepare_policy(
     peft_config=None,  # a PEFT configuration: train a fresh adapter; None: train everything
     value_model=None,  # what a separate critic starts from, see `ValueModel.start`; None: a head on the policy's trunk
 ):                     # the model to train, the causal LM inside it, the tokenizer
-    "Value head on the trunk, then the adapter around it"
+    "Make a model ready for PPO: attach the critic, wrap the adapter around it, switch dropout off; in place"
     if isinstance(model, (str, Path)):
         model, own, _ = load_pretrained(str(model), dtype=None if peft_config else "float32")
         tokenizer = tokenizer or own
@@ -175,6 +175,7 @@ class ModelReward:
 
     @torch.no_grad()
     def score(self, dialogues) -> list[float]:
+        "The model's raw output for each dialogue"
         if getattr(self.model.config, "preference", None):  # an exported `PreferenceModel`: the end of the turn counts
             ids = [chat_format(self.tokenizer).finished_ids(d)[0][:self.max_length] for d in dialogues]
         else:
@@ -225,9 +226,9 @@ def _opt(default, help): return field(default=default, metadata={"help": help})
 class PPOConfig(TrainingArguments):
     "Settings of a PPO run: those of `TrainingArguments`, some with other defaults, and PPO's own"
     learning_rate: float = _opt(3e-6, "Adam's step; for LoRA adapters 1e-4 and more.")
-    adam_epsilon: float = _opt(1e-5, "Adam's ε; larger than usual, as PPO's small gradients want it.")
+    adam_epsilon: float = _opt(1e-5, "Adam's ε; larger than usual, for PPO's small gradients.")
     ddp_find_unused_parameters: bool | None = _opt(False, "Every trained weight takes part in every forward pass.")
-    rollouts: int | None = _opt(None, "Sample, score and learn this often; None: num_train_epochs or max_steps decide.")
+    rollouts: int | None = _opt(None, "Number of rollouts; None: num_train_epochs or max_steps decide.")
     num_ppo_epochs: int = _opt(4, "Passes over each rollout.")
     num_mini_batches: int = _opt(1, "Minibatches of a rollout, each an optimiser step in every pass.")
     max_completion_length: int = _opt(128, "Longest completion, in tokens.")
@@ -237,10 +238,10 @@ class PPOConfig(TrainingArguments):
     vllm_settings: dict | None = _opt(None, "For sampler='vllm': settings of TRL's VLLMGeneration, such as mode.")
     temperature: float = _opt(1.0, "Divides the logits, in sampling and in scoring alike; > 0.")
     kl_coef: float = _opt(0.05, "β, the penalty per nat of KL from the reference, in units of the normalised score.")
-    kl_target: float | None = _opt(None, "Steer β so that the KL stays near this, nats a completion; None: β is fixed.")
-    kl_horizon: int = _opt(10_000, "Completions over which the steering works off an error.")
+    kl_target: float | None = _opt(None, "Adapt β so that the KL stays near this, nats a completion; None: β is fixed.")
+    kl_horizon: int = _opt(10_000, "Completions over which β changes by about 20 % at most.")
     kl_stop: float | None = _opt(None, "End the training once a rollout's KL is above this, nats a completion.")
-    update_kl_stop: float | None = _opt(None, "Leave out a rollout's other updates after one above this, nats a token.")
+    update_kl_stop: float | None = _opt(None, "Skip a rollout's other updates once update_kl exceeds it, nats a token.")
     gamma: float = _opt(1.0, "Discount of later rewards, 0 to 1.")
     lam: float = _opt(0.95, "λ of generalised advantage estimation, 0 to 1.")
     whiten_advantages: bool = _opt(True, "Advantages with mean 0 and standard deviation 1 over the whole rollout.")
@@ -251,13 +252,13 @@ class PPOConfig(TrainingArguments):
     value_learning_rate: float | None = _opt(None, "Adam's step for the critic; None: learning_rate.")
     normalize_scores: bool = _opt(True, "Subtract reward_mean and divide by reward_std.")
     reward_mean: float | None = _opt(None, "Mean score under the starting policy; None: measured on the first rollout.")
-    reward_std: float | None = _opt(None, "Its standard deviation; None: measured on the first rollout.")
+    reward_std: float | None = _opt(None, "Standard deviation of that score; None: measured on the first rollout.")
     reward_weights: list[float] | None = _opt(None, "Weight of each reward function; None: 1 each.")
     score_clip: float | None = _opt(None, "Normalised scores are cut to ± this; None: not at all.")
     complete_sentences: bool = _opt(False, "Rewards see an unfinished completion up to its last complete sentence.")
-    missing_eos_penalty: float = _opt(0.0, "Taken from the normalised score of a completion without an end token.")
+    missing_eos_penalty: float = _opt(0.0, "Subtracted from the normalised score of a completion without an end token.")
     num_samples: int = _opt(4, "Prompts in samples.jsonl: the first of the evaluation set, else of the training set.")
-    sample_rollouts: int = _opt(10, "Write such samples every so many rollouts and at the end; 0: never.")
+    sample_rollouts: int = _opt(10, "Rollouts between such samples, also written at the start and the end; 0: none.")
 
 # %% ../nbs/08a_ppo_model.ipynb #5d27fa46
 @patch
@@ -269,8 +270,8 @@ def __post_init__(self: PPOConfig):
     if self.sampler not in ("generate", "continuous", "vllm"):
         raise PPOError(f"PPOConfig: sampler={self.sampler!r}; write 'generate', 'continuous' or 'vllm'.")
     if self.n_gpu > 1:
-        raise PPOError(f"this process sees {self.n_gpu} GPUs; start one process a GPU with `accelerate launch`, or set "
-                       "CUDA_VISIBLE_DEVICES to one of them.")
+        raise PPOError(f"this process sees {self.n_gpu} GPUs; start one process per GPU with `accelerate launch`, or "
+                       "set CUDA_VISIBLE_DEVICES to one of them.")
 
 @patch(as_prop=True)
 def rollout_size(self: PPOConfig) -> int:

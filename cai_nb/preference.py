@@ -94,7 +94,7 @@ def preference_metrics(p,                       # (N,) the preference model's P(
     "Cross-entropy, agreement with a bootstrap 95% interval, Brier score and calibration error against soft labels"
     p, label = np.asarray(p, float), np.asarray(label, float)
     if p.shape != label.shape or p.ndim != 1 or len(p) == 0:
-        raise PreferenceError(f"metrics want as many labels as probabilities, one or more: {p.shape}, {label.shape}.")
+        raise PreferenceError(f"metrics need as many labels as probabilities, one or more: {p.shape}, {label.shape}.")
     if not (np.isfinite(p).all() and np.isfinite(label).all()):
         raise PreferenceError("a probability or label is NaN.")
     same = np.where((p == 0.5) | (label == 0.5), 0.5, (p > 0.5) == (label > 0.5))
@@ -227,7 +227,7 @@ class PreferenceSettings:
     heldout: float = 0.2              # share of the prompts kept for the metrics, 0 to below 1
     label: str = "soft"               # "soft": the records' probabilities; "hard": 1 for every chosen response
     heads: str = "kind"               # "kind": a score per kind of prompt, where there are pairs of both; "one": one
-    probe: bool = True                # begin with the best linear head on the untouched trunk, then train all
+    probe: bool = True                # start from the best linear head on the frozen trunk, then fine-tune
     seed: int = 0
 
 # %% ../nbs/07_preference.ipynb #e760d2d9
@@ -268,7 +268,7 @@ def split_by_prompt(records, heldout: float, seed: int = 0):
 def soft_probe(d,                              # (N, H) differences of last hidden states, chosen − rejected
                p,                              # (N,) labels
                groups,                         # (N,) rows of a group stay together in cross-validation
-               strengths=(1, 3, 10, 30, 100),  # of the penalty, inverse, times H: the candidates
+               strengths=(1, 3, 10, 30, 100),  # candidates: inverse of the L2 penalty, times H
                seed: int = 0):                 # of the folds
     "`(H,)` weights that minimise the soft cross-entropy of σ(d·w), with the L2 penalty that cross-validates best"
     from sklearn.linear_model import LogisticRegression
@@ -411,7 +411,7 @@ def _base(path, name):
         return str((path/name).resolve())
     if not Path(name).is_dir() and (name.startswith(("/", ".")) or name.count("/") > 1):
         raise PreferenceError(f"{path} was trained on the model folder {name}, which is not there; put it back, or "
-                              "write its place into preference.json as `base`.")
+                              "write its path into preference.json as `base`.")
     return name  # default, a hub id, or a folder as earlier versions wrote it, relative to the working directory
 
 def _saved_head(path):

@@ -17,8 +17,8 @@ from safetensors.torch import load_file, save_file
 from trl import SFTConfig, SFTTrainer
 from .chat_template import chat_format
 from .dialogue import CaiError, assistant
-from .loading import load_pretrained, output_head
-from .model import selective_logprobs, trunk_states
+from .loading import load_pretrained, output_head, selective_logprobs
+from .model import trunk_states
 from .training import extend_forward, in_four_bits, lora_config, per_process, trainer_defaults
 
 # %% ../nbs/05_sft.ipynb #b301faae
@@ -26,9 +26,9 @@ class TrainingError(CaiError):
     "Training that cannot start or went wrong; the message says what to do"
 
 def sft_examples(revisions,            # revision records
-                 which: str = "last",  # "last": the final revision; "all": every revision, first to last
+                 which: str = "last",  # "last": the last unflagged revision; "all": every unflagged one
                  helpful=()):          # examples to mix in: {"prompt", "completion"}, and "learn_end": False if cut off
-    "Prompt-completion examples from revisions without flagged steps, helpful dialogues mixed in (paper, section 3.3)"
+    "Prompt-completion examples from unflagged revisions, followed by the helpful dialogues (paper, section 3.2)"
     if which not in ("last", "all"):
         raise TrainingError(f"which={which!r}: write 'last' or 'all'.")
     out = []
@@ -84,7 +84,7 @@ def add_completion_logprob_forward(model):
     extend_forward(model, "completion_only", _completion_logprobs)
 
 def enable_padding_free(model, wanted: bool | None = None) -> bool:
-    "Whether a batch is concatenated into one row; None: where flash attention is installed, which the model then uses"
+    "Whether to concatenate a batch into one row: `wanted`, else where flash attention works, which is then used"
     possible = model.device.type == "cuda" and model.dtype in (torch.bfloat16, torch.float16)
     flash = wanted is not False and possible and transformers.utils.is_flash_attn_2_available()
     if flash:
@@ -119,7 +119,7 @@ def _each_turn(example):
             for k in range(len(example["prompt"]), len(messages)) if messages[k]["role"] == "assistant"]
 
 def training_rows(examples, tokenizer, max_length: int):
-    "Encoded rows, and how many examples were too long or had nothing to learn"
+    "Encoded rows, and how many were left out: longer than `max_length` tokens, or nothing to learn"
     if not chat_format(tokenizer).stable:  # each turn is learnt as it will be sampled: as the last one
         examples = [one for e in examples for one in _each_turn(e)]
     rows = [encode_example(e["prompt"], e["completion"], tokenizer, e.get("learn_end", True)) for e in examples]
@@ -140,7 +140,7 @@ def _sft_config(model, rows: int, out, s: SFTSettings):
 
 # %% ../nbs/05_sft.ipynb #5b5bb2fd
 def finetune(model_name: str,     # default, folder or hub id
-             examples,            # [{"prompt": messages, "completion": messages}]
+             examples,            # [{"prompt": messages, "completion": messages}]; a TrainingError if none is usable
              out,                 # folder for the adapter (LoRA) or the whole model
              settings: SFTSettings = SFTSettings(),
              adapter=None):       # adapters merged into the model before training

@@ -17,7 +17,7 @@ from .dialogue import CaiError
 
 # %% ../nbs/05a_stats.ipynb #a778d97f
 class StatsError(CaiError):
-    "Numbers of which no statistic can be made; the message says why."
+    "Numbers from which the statistic cannot be computed; the message says why."
 
 # %% ../nbs/05a_stats.ipynb #e96e16ca
 def wilson(
