@@ -114,7 +114,7 @@ def sampling_options(add, name):
 def other_options(add, name):
     "Options of the commands that read what is there, check the machine, or make something for a class"
     if name == "blind":
-        add("answers", metavar="FILE", help="a file of cai-nb sample")
+        add("responses", metavar="FILE", help="a file of cai-nb sample")
         add("--out", metavar="FILE", help="the sheet (default: FILE with the ending .html)")
         add("--seed", type=int, default=0, help="of the shuffle (default: %(default)s)")
         add("--marks", metavar="FILE", help="the table, filled in: say who was preferred")
@@ -315,18 +315,18 @@ def sample_command(args):
     prompts = read_prompts(args.prompts)[: args.limit]
     n = write_samples(args.targets, prompts, args.out, args.max_tokens, args.temperature, seed=args.seed,
                       samples=args.samples)
-    print(f"{n} answers: {args.out}   Next: cai-nb blind {shlex.quote(str(args.out))}")
+    print(f"{n} responses: {args.out}   Next: cai-nb blind {shlex.quote(str(args.out))}")
 
 def blind_command(args):
     "A sheet, or what its marks say"
     from cai_nb.reading import as_text, blind, unblind
-    sheet = Path(args.out) if args.out else Path(args.answers).with_suffix(".html")
+    sheet = Path(args.out) if args.out else Path(args.responses).with_suffix(".html")
     if args.marks:
         print(as_text(unblind(sheet.with_suffix(".key.json"), args.marks)))
         return
-    sheet, key, marks = blind(args.answers, sheet, args.seed)
+    sheet, key, marks = blind(args.responses, sheet, args.seed)
     print(f"sheet: {sheet}\nkey, not to be read yet: {key}\nmarks: {marks}")
-    print(f"When it is filled in: cai-nb blind {shlex.quote(str(args.answers))} --marks {shlex.quote(str(marks))}")
+    print(f"When it is filled in: cai-nb blind {shlex.quote(str(args.responses))} --marks {shlex.quote(str(marks))}")
 
 def compare_command(args):
     "Two runs"

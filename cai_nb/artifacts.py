@@ -161,7 +161,7 @@ def critic_checkpoint_paths(run):
     return name, [critic_adapter(name, recipe, run.note) if adapter in ("auto", "finetune") else Path(adapter)]
 
 def load_model(recipe, name, adapters=(), dtype=None):
-    "A `LanguageModel` with its weights here, as training and hidden states want it, in every process"
+    "A `LanguageModel` with its weights in this process (in each of several), as training and hidden states need it"
     from cai_nb.distributed import share
     from cai_nb.model import LanguageModel
     dtype, device = dtype or recipe.model.dtype, recipe.model.device
@@ -183,9 +183,9 @@ def load_for_sampling(recipe, name, adapters=()):
 def get_model(
     run,  # a Run
     name,  # a policy (initial, sl-cai, rl-cai), or critic
-    local=False,  # with weights that can be looked into
+    local=False,  # with its weights in this process
 ):  # a `LanguageModel`
-    "A model of a run, loaded once a stage"
+    "A model of a run, loaded once a stage; `RunError` if the initial policy is not the one the run was begun with"
     from cai_nb.loading import same_model
     local = local or run.recipe.model.engine == "transformers"
     key = f"{name}, local" if local else name

@@ -18,8 +18,8 @@ from .dialogue import CaiError, assistant
 from .judges import make_evaluation_judges
 from .measures import measure, refuses
 from .recipe import differences, load_recipe
-from .records import KINDS, QUESTIONS, iter_jsonl, kind_of
-from .run import POLICIES, Run, constitution_of, read_json, release_models
+from .records import KINDS, QUESTIONS, iter_jsonl, kind_of, read_json
+from .run import POLICIES, Run, constitution_of, release_models
 from .stages import make_labeller
 from .stats import Interval, bootstrap, calibration_bins, paired_difference, wilson
 

@@ -80,7 +80,7 @@ def heldout_pairs(recipe, question):
     return [p for p in pairs if p["kind"] == QUESTIONS[question]]
 
 def judge_accuracy(judge, pairs):
-    "How often a judge is right on labelled pairs; None if there are none"
+    "A judge's accuracy on labelled pairs, as `check_judge` gives it; None if there are none"
     from cai_nb.evaluation import check_judge
     known = getattr(judge, "report", {}).get("heldout")
     if known and known["texts"] == texts_fingerprint(pairs):

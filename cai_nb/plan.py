@@ -207,7 +207,7 @@ def plan(
     one_model = not recipe.critic.name and recipe.critic.adapter == "none"  # critic and policy share a copy
     weights = (2.6 if recipe.model.four_bit and one_model else 4) * n  # bytes; 0.6 a weight in 4 bits
     if not all(recipe[f"{s}.lora_rank"] for s in ("sft", "preference", "ppo")):
-        weights = 18 * n
+        weights += 16 * n
     return {"rows": rows, "seconds": sum(r["seconds"] for r in rows), "flops": sum(r["flops"] for r in rows),
             "memory_gib": (weights + cache) / 2**30 + 3.5, "disk_gib": disk_needed(recipe) / 2**30,
             "shape": shape, "hardware": machine}

@@ -21,9 +21,9 @@ from .responses import sample_responses
 from .measures import measure
 from .prompts import load_prompts
 from .recipe import differences, load_recipe
-from .records import numbered_jsonl, iter_jsonl, upgrade
+from .records import iter_jsonl, numbered_jsonl, read_json, upgrade, write_text
 from .report import environment
-from .run import POLICIES, Run, checkpoint_paths, read_json, write_text
+from .run import POLICIES, Run, checkpoint_paths
 from .stats import Interval, bootstrap, paired_difference
 
 # %% ../nbs/10g_reading.ipynb #09a00006
@@ -262,8 +262,8 @@ def _evaluated(folder):
     return folder
 
 # %% ../nbs/10g_reading.ipynb #8eddab82
-def as_text(rows) -> str:  # dicts with the same keys
-    "Rows as a table in plain text."
+def as_text(rows) -> str:
+    "Rows (at least one, dictionaries with the same keys) as a table in plain text."
     columns = list(rows[0])
     cells = [[visible(str(row.get(key, ""))) for key in columns] for row in rows]
     widths = [max(map(len, column)) for column in zip(columns, *cells)]

@@ -362,7 +362,7 @@ def load_recipe(
     sets=(),  # "key=value" strings, as after --set
     model=None,  # short for --set model.name=…
 ):
-    "A checked `Recipe`"
+    "A checked `Recipe`; `RecipeError` if there is none of that name, or a key or value is not allowed"
     path = find_recipe(name)
     source = f"recipes/{path.name}" if path.parent == data_path("recipes") else str(path)
     try:

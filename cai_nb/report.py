@@ -19,8 +19,8 @@ import yaml
 from .dialogue import Html, data_path, diff_html, escape, visible
 from .evaluation import result_rows, win_rows
 from .plan import format_time
-from .records import QUESTIONS, upgrade
-from .run import STAGES, Run, read_json, write_text
+from .records import QUESTIONS, read_json, upgrade, write_text
+from .run import STAGES, Run
 from .stats import Interval, calibration_bins
 
 # %% ../nbs/10e_report.ipynb #4327c8f1

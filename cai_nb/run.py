@@ -170,7 +170,7 @@ def _gpu():
     return torch.cuda if torch is not None and torch.cuda.is_available() else None
 
 def reset_peak_memory():
-    "Begin the count of the highest memory use anew, where the system can"
+    "Reset the peak of memory use, where the system allows it"
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
     if gpu := _gpu():
@@ -182,12 +182,12 @@ def peak_memory():
     with suppress(ImportError):  # Windows has no such module
         import resource
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 1024)
-    with suppress(OSError):  # Linux forgets the earlier peak
+    with suppress(OSError):  # on Linux the peak can be reset
         peak = int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 1024
     return round(max(peak, gpu.max_memory_allocated() / 2**20 if (gpu := _gpu()) else 0))
 
 def release_models(run):
-    "Give memory back: the models that a stage has loaded, and what the allocator still holds of them"
+    "Drop the models that a stage has loaded, and return to the system what the allocator still holds of them"
     from cai_nb.model import trim_memory
     run.cache.clear()
     gc.collect()
@@ -263,7 +263,7 @@ def check_disk_space(folder, need):
 
 # %% ../nbs/10b_run.ipynb #384550e6
 def conflict(recipe, folder, checks):
-    "Why a run folder cannot be used for this recipe, or None; `checks`: the recipe's `fingerprints`"
+    "Why a run folder is not this recipe's, or None; `checks`: its `fingerprints`. `RunError` if it is no run folder"
     path = folder / "recipe.yaml"
     if not path.exists():
         if folder.exists() and (not folder.is_dir() or any(p.name != ".lock" for p in folder.iterdir())):
@@ -278,8 +278,9 @@ def conflict(recipe, folder, checks):
     noted = {RENAMED.get(key, key) if key.startswith("prompts.") else key: value for key, value in noted.items()}
     changed += [f"{k} (its text has changed)" for k in checks if k != "recipe" and noted.get(k, checks[k]) != checks[k]]
     more = f" and {len(changed) - 6} more" if len(changed) > 6 else ""
-    return changed and (f"{folder} was made by another recipe; these differ: {', '.join(changed[:6])}{more}. Give "
-                        "another folder with --out, or --force-new to archive the old one and begin anew")
+    why = (f"{folder} was made by another recipe; these differ: {', '.join(changed[:6])}{more}. Give another folder "
+           "with --out, or --force-new to archive the old one and begin anew")
+    return why if changed else None
 
 @contextmanager
 def open_run(

@@ -55,7 +55,7 @@ def helpful_responses(run, records):
 
 # %% ../nbs/10f_stages.ipynb #9793da01
 def largest_divisor(n, most):
-    "Of n, not above `most`"
+    "The largest divisor of n that is not above `most`"
     return max(d for d in range(1, min(n, most) + 1) if n % d == 0)
 
 def batch_settings(section):
@@ -182,7 +182,7 @@ def preference_stage(run, folder):
     extra = [r for source in p.extra_comparisons for r in labelled_comparisons(source, p.extra_label, limit)]
     settings, out = PreferenceSettings(**preference_settings(run.recipe)), folder / "model"
     metrics = together(train_preference_model, run.recipe.model.name, by_ai + extra, out, settings)[0]
-    return save_metrics(folder, metrics, by_ai=len(by_ai), written=len(extra))
+    return save_metrics(folder, metrics, by_ai=len(by_ai), labelled=len(extra))
 
 # %% ../nbs/10f_stages.ipynb #3748d634
 def mix_prompts(
@@ -245,13 +245,13 @@ def ppo_stage(run, folder):
     prompts = mix_prompts(rl_prompts(run), run.recipe.ppo.harmful_share, run.recipe.seed)
     work.mkdir(parents=True, exist_ok=True)
     log, steps = together(train_by_ppo, run.recipe, sl_cai, prompts, run.path("preference") / "model", folder)[0]
-    for path in work.glob("samples.jsonl"):
-        shutil.copy(path, folder / path.name)
+    if (work / "samples.jsonl").exists():
+        shutil.copy(work / "samples.jsonl", folder)
     shutil.rmtree(work)
     ends = {f"{key}_{when}": round(log[at][key], 3)
             for key in ("reward", "kl") for when, at in (("first", 0), ("last", -1))}
     responses = len(log) * run.recipe.ppo.rollout_batch_size
-    return save_metrics(folder, {"log": log, "steps": steps}, answers=responses, **ends)
+    return save_metrics(folder, {"log": log, "steps": steps}, responses=responses, **ends)
 
 def train_by_ppo(recipe, paths, prompts, reward, folder):
     "PPO with the recipe's settings, in every process that there is; returns its log and its number of steps"
@@ -331,7 +331,7 @@ def evaluation_stage(run, folder):
     result["judges"] = {f"{name} ({question})": judge_accuracy(judge, heldout_pairs(run.recipe, question))
                         for question, several in judges.items() for name, judge in several.items()}
     write_json(folder / "metrics.json", result)
-    return {"prompts": len(prompts), "answers": sum(map(len, responses.values()))}
+    return {"prompts": len(prompts), "responses": sum(map(len, responses.values()))}
 
 STAGE_FUNCTIONS = {  # function(run, folder) → dictionary of counts
     "revision": revision_stage, "sft": sft_stage, "feedback": feedback_stage, "preference": preference_stage,

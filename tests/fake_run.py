@@ -233,7 +233,7 @@ def _ppo(path):
             for i in range(24)
         ],
     )
-    return {"updates": 24, "answers": 384}
+    return {"rollouts": 24, "responses": 384}
 
 
 def _evaluation(path):
@@ -302,7 +302,7 @@ def _evaluation(path):
             "notes": ["Numbers of this page are made up for a test."],
         },
     )
-    return {"prompts": 112, "answers": 672}
+    return {"prompts": 112, "responses": 672}
 
 
 def unseal(folder):

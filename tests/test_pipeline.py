@@ -986,7 +986,7 @@ def test_revisions_are_compared_with_first_responses_once_and_in_either_order():
 def test_pairs_judged_in_advance_are_mixed_in(half):
     run = run_.Run(half[1], half[0], note=quiet)
     counts = run.done("preference")["counts"]
-    assert half[0].preference.extra_comparisons == ("helpfulness",) and counts["written"] > 30
+    assert half[0].preference.extra_comparisons == ("helpfulness",) and counts["labelled"] > 30
     assert counts["by_ai"] == len(Records(run.path("feedback") / "records.jsonl"))
     heldout = {j["id"] for j in labelled_pairs("helpfulness", "heldout")}
     assert heldout and not heldout & {r["id"] for r in labelled_comparisons("helpfulness")}
@@ -1069,7 +1069,7 @@ def test_ppo_that_was_interrupted_ends_with_the_same_weights(half, tmp_path, mon
     logs = [[row["reward"] for row in Records(r.path("ppo") / "log.jsonl")] for r in (whole, again)]
     assert len(logs[0]) == 2 and logs[0] == logs[1]
     learnt_from = [list(Records(r.path("ppo") / "rollouts.jsonl")) for r in (whole, again)]
-    assert learnt_from[0] == learnt_from[1] and len(learnt_from[0]) == whole.done("ppo")["counts"]["answers"]
+    assert learnt_from[0] == learnt_from[1] and len(learnt_from[0]) == whole.done("ppo")["counts"]["responses"]
     assert {"prompt", "response", "reward", "kl", "kind", "rollout", "boilerplate"} <= set(learnt_from[0][0])
     for row in Records(whole.path("ppo") / "log.jsonl"):  # half a point for what others of the rollout say as well
         mine = [r for r in learnt_from[0] if r["rollout"] == row["rollout"]]

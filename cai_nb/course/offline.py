@@ -66,7 +66,7 @@ def bundle(
     note=print,  # called with a line for each step
     needs=True,  # False: without the packages that cai_nb requires, for classrooms that have them
 ) -> Path:
-    "Write everything that an offline classroom needs into one folder."
+    "Write everything that an offline classroom needs into one folder and return it; `BundleError` if that fails."
     root, out = sources(), Path(out)
     if out.exists() and any(out.iterdir()) and not (out / "install.py").exists():
         raise BundleError(f"{out} holds other things; name a new folder, or one that cai-nb bundle made.")
