@@ -93,7 +93,7 @@ class Step(TypedDict):
     exemplars: list[str]  # ids of the exemplars shown to the critic
 
 class Example(_Record):
-    "A dialogue to imitate: what SFT trains on besides revisions (section 3.3)."
+    "A dialogue to imitate: what SFT trains on besides revisions (section 3.2)."
 
     prompt: list[Message]
     completion: list[Message]  # `prompt` and `completion` are what TRL's SFT trainer reads

@@ -36,7 +36,7 @@ def revision_stage(run, folder):
 
 # %% ../nbs/10f_stages.ipynb #b88932c1
 def helpful_responses(run, records):
-    "The initial policy's responses to benign prompts, which keep the model helpful (paper, section 3.3)"
+    "The initial policy's responses to benign prompts, which keep the model helpful (paper, section 3.2)"
     s = run.recipe.sft
     wanted = {f"{p['id']}-{i}": p for p in prompts_of(run, "benign", "train") for i in range(s.helpful_samples)}
     todo = {key: p for key, p in wanted.items() if key not in records.ids}
