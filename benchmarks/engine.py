@@ -23,6 +23,8 @@ from pathlib import Path
 
 from bench import arguments, show, write
 
+from cai_nb.loading import best_dtype
+
 ROOT = Path(__file__).resolve().parent.parent
 DECODING = ("preallocated cache", "rows leave early", "shared prefix", "all of it")
 STAGES = {  # stage -> (its folder in a run, the tricks that serve it)
@@ -230,7 +232,7 @@ def main():
         rows += [{"stage": stage, "trick": trick, "time without / with it": wall, "CPU time": used, "seconds with it": seconds[0],
                   "stage's share of a run": round(run[folder]["seconds"] / total, 3)} for trick, (wall, used) in ratios.items()]  # fmt: skip
         show(rows[-len(ratios):])
-    write(args.json, rows=rows, size=args.rows, repeats=args.repeats)
+    write(args.json, rows=rows, size=args.rows, repeats=args.repeats, dtype=str(best_dtype("cpu")).removeprefix("torch."))
 
 
 if __name__ == "__main__":
