@@ -168,8 +168,15 @@ def ppo(n, dtype=None):
     return work
 
 
-WORK = {"revision": revision, "features": features, "options": options, "fine-tuning": fine_tuning, "preference model": preference_model, "PPO": ppo,
-        "PPO in float32": functools.partial(ppo, dtype="float32")}
+WORK = {
+    "revision": revision,
+    "features": features,
+    "options": options,
+    "fine-tuning": fine_tuning,
+    "preference model": preference_model,
+    "PPO": ppo,
+    "PPO in float32": functools.partial(ppo, dtype="float32"),
+}
 
 
 # ---- measuring
@@ -232,7 +239,8 @@ def main():
         rows += [{"stage": stage, "trick": trick, "time without / with it": wall, "CPU time": used, "seconds with it": seconds[0],
                   "stage's share of a run": round(run[folder]["seconds"] / total, 3)} for trick, (wall, used) in ratios.items()]  # fmt: skip
         show(rows[-len(ratios):])
-    write(args.json, rows=rows, size=args.rows, repeats=args.repeats, dtype=str(best_dtype("cpu")).removeprefix("torch."))
+    dtype = str(best_dtype("cpu")).removeprefix("torch.")
+    write(args.json, rows=rows, size=args.rows, repeats=args.repeats, dtype=dtype)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Every backend has the same three methods with the same results, and a server's bad days end in one line or not at all."""
+"""Every backend has the same three methods with the same results; a server's failures end in one line or not at all."""
 
 import http.server
 import json

@@ -94,7 +94,7 @@ def test_a_preference_model_computes_its_frozen_layers_once_for_a_row(folder, tm
 
 @pytest.mark.parametrize("again", [False, True])
 def test_ppo_learns_the_same(folder, tmp_path, twice, again):
-    "With recomputed activations, too, where the layers below the adapter are kept in two parts and the rest is asked in one"
+    "With recomputed activations, too, where the layers below the adapter are kept in two parts and the rest in one"
     prompts = [{"prompt": [user(f"{ASKED}{w}")]} for w in ("tea", "rain", "moss", "bread", "snow", "bees")]
 
     def learn(name):

@@ -1,4 +1,4 @@
-"""Activations recomputed in the backward pass instead of kept: every training has the loss and the weights that it has without."""
+"""Activations recomputed in the backward pass instead of kept: every training has the same loss and weights."""
 
 import pytest
 import test_ppo
@@ -18,7 +18,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def again(monkeypatch):
-    "A function that trains as on a GPU with a large model, and one that says how often a layer's activations were recomputed"
+    "A function that trains as on a GPU with a large model, and one that counts how often a layer was recomputed"
     made, plain = [], torch.utils.checkpoint.checkpoint
 
     def counted(*args, **kwargs):

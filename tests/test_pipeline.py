@@ -1021,8 +1021,9 @@ def test_a_run_uses_the_judges_of_the_package_or_fits_its_own(tmp_path, monkeypa
     for kind, judge in bundled.each.items():  # what they hold of a pair is what this model makes of its texts
         known = {p["id"]: p for p in judges.judge_training_pairs(recipe, "judge") if p["kind"] == kind}
         x = pair_features(lm, [known[n["id"]] for n in judge.names[:4]], judge.layers)
-        difference = abs((x[:, 0] - x[:, 1]) / judge.std - judge.training_differences[:4]).mean()
-        assert difference < (0.03 if str(lm.model.dtype) == "torch.bfloat16" else 0.1)  # theirs were made in bfloat16
+        ours = (x[:, 0] - x[:, 1]) / judge.std
+        near, far = (abs(ours - judge.training_differences[rows]).mean() for rows in (slice(4), slice(4, 8)))
+        assert near < 0.1 and far > 0.5  # theirs are of another CPU: its rounding is about 0.05; other pairs are far
     for change in ("feedback.probe_pairs=100", "feedback.revision_weight=1", "constitution.harmful_prompts={harmlessness: 1}"):
         other = run_.Run(tmp_path, load_recipe("laptop", sets=[change]), note=quiet, cache={"initial, local": lm})
         fitted = judges.get_judges(other, "train")

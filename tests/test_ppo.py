@@ -678,7 +678,8 @@ def test_samplers_that_cannot_work_say_so(tmp_path, monkeypatch):
         with pytest.raises(ModelError, match="pip install vllm"): trainer(tmp_path, sampler="vllm").rollout(0)
     model = language_model(tokenizer())
     monkeypatch.setattr(type(model), "generate_batch", lambda self, **kw: {})
-    with pytest.raises(ModelError, match="0 answers to 2 prompts"): ppo.sample_continuous(model, [[2], [3]], 0, 4, [1], 0)
+    with pytest.raises(ModelError, match="0 answers to 2 prompts"):
+        ppo.sample_continuous(model, [[2], [3]], 0, 4, [1], 0)
 
 
 def test_the_vllm_sampler_calls_trls_engine_as_it_wants_to_be_called(tmp_path, monkeypatch):

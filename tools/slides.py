@@ -267,7 +267,8 @@ class Deck:
         self.slides[-1].blocks.append((markup, height))
 
     def figure(self, markup, words):
-        words = "" if self.after_figure or not re.match(r"[A-Z*`$(\[]", words) else words  # it explains the figure before it, or continues a sentence
+        # text after a figure explains it, and text that begins in lower case continues a sentence
+        words = "" if self.after_figure or not re.match(r"[A-Z*`$(\[]", words) else words
         now = self.slides[-1]
         if now.blocks and now.kind != "title" and words and now.blocks[-1][0] == render(shortened(words)):
             now.blocks.pop()  # these words are the figure's caption
