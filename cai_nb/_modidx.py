@@ -1539,6 +1539,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'cai_nb.schema': { 'cai_nb.schema.SchemaError': ('schema.html#schemaerror', 'cai_nb/schema.py'),
                                'cai_nb.schema.Section': ('schema.html#section', 'cai_nb/schema.py'),
                                'cai_nb.schema._explain': ('schema.html#_explain', 'cai_nb/schema.py'),
+                               'cai_nb.schema._explain_yaml': ('schema.html#_explain_yaml', 'cai_nb/schema.py'),
                                'cai_nb.schema._number': ('schema.html#_number', 'cai_nb/schema.py'),
                                'cai_nb.schema.check_schema': ('schema.html#check_schema', 'cai_nb/schema.py'),
                                'cai_nb.schema.nearest_key': ('schema.html#nearest_key', 'cai_nb/schema.py'),

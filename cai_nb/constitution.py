@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Annotated, Literal, get_args
 
 import yaml
+from fastcore.basics import patch
 from pydantic import Field, StringConstraints, TypeAdapter, ValidationError
 
 from .dialogue import CaiError, Html, data_files, escape, from_paper, nearest, table_html, user, visible
@@ -119,18 +120,6 @@ def _check_known(value, known, what):
     if value not in known:
         raise ConstitutionError(f'{what} "{visible(value)}" is unknown: {nearest(value, known)}')
 
-def _repeated_ids(principles):
-    "(path in the file, id) of what has an earlier one's id: records refer to principles, exemplars and pairs by it."
-    seen = set()
-    for i, principle in enumerate(principles):
-        entries = [(("principles", i), principle)]
-        for which in ("exemplars", "pairs"):
-            entries += [(("principles", i, which, k), item) for k, item in enumerate(getattr(principle, which))]
-        for path, entry in entries:
-            if (path[-2], entry.id) in seen:
-                yield path, entry.id
-            seen.add((path[-2], entry.id))
-
 class _Principled:
     "What a constitution and an ensemble have in common: `name`, `principles` and what can be asked about them."
 
@@ -175,20 +164,37 @@ class _Principled:
             return able
         raise ConstitutionError(f"{visible(self.name)} has no principle for {use}: add its texts, or take another.")
 
-    def _check_ids(self):
-        for path, id in _repeated_ids(self.principles):
-            what = f'{path[-2].removesuffix("s")} id "{visible(id)}"'
-            raise ConstitutionError(f"{visible(self.name)}: the {what} is used twice; give each its own.")
+# %% ../nbs/01_constitution.ipynb #29c52e28
+def _repeated_ids(principles):
+    "(path in the file, id) of what has an earlier one's id: records refer to principles, exemplars and pairs by it."
+    seen = set()
+    for i, principle in enumerate(principles):
+        entries = [(("principles", i), principle)]
+        for which in ("exemplars", "pairs"):
+            entries += [(("principles", i, which, k), item) for k, item in enumerate(getattr(principle, which))]
+        for path, entry in entries:
+            if (path[-2], entry.id) in seen:
+                yield path, entry.id
+            seen.add((path[-2], entry.id))
 
-    def __repr__(self):
-        return f"{type(self).__name__}({self.name!r}, {len(self)} principles, {self.fingerprint})"
+@patch
+def _check_ids(self: _Principled):
+    for path, id in _repeated_ids(self.principles):
+        what = f'{path[-2].removesuffix("s")} id "{visible(id)}"'
+        raise ConstitutionError(f"{visible(self.name)}: the {what} is used twice; give each its own.")
 
-    def _repr_html_(self):
-        rows = [{"principle": p.id, "title": p.title, "exemplars": len(p.exemplars), "pairs": len(p.pairs)}
-                for p in self]
-        line = (f"{len(self)} principles, {len(self.exemplars())} exemplars, "
-                f"{len(self.pairs())} labelled preference pairs")
-        return Html(f"<b>{escape(self.name)}</b> ({line}, fingerprint {self.fingerprint})" + table_html(rows))
+# %% ../nbs/01_constitution.ipynb #045f31a9
+@patch
+def __repr__(self: _Principled):
+    return f"{type(self).__name__}({self.name!r}, {len(self)} principles, {self.fingerprint})"
+
+@patch
+def _repr_html_(self: _Principled):
+    rows = [{"principle": p.id, "title": p.title, "exemplars": len(p.exemplars), "pairs": len(p.pairs)}
+            for p in self]
+    line = (f"{len(self)} principles, {len(self.exemplars())} exemplars, "
+            f"{len(self.pairs())} labelled preference pairs")
+    return Html(f"<b>{escape(self.name)}</b> ({line}, fingerprint {self.fingerprint})" + table_html(rows))
 
 # %% ../nbs/01_constitution.ipynb #707341ad
 _PRINCIPLES = TypeAdapter(tuple[Principle, ...])

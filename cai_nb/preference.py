@@ -166,48 +166,55 @@ class PreferenceModel:
                                   f"kind of prompt of each of the {n} dialogues (a data set for PPO: a column `kind`).")
         return np.array([self.heads.index(kind_of({"kind": k})) for k in kinds], int)
 
-    @torch.inference_mode()
-    def _forward(self, rows, outputs, width, batch_size, desc) -> np.ndarray:
-        "`(N, width)` what `outputs(ids, mask)` gives for right-padded batches of rows of token ids"
-        out = np.zeros((len(rows), width))
+# %% ../nbs/07_preference.ipynb #e537706b
+@patch
+@torch.inference_mode()
+def _forward(self: PreferenceModel, rows, outputs, width, batch_size, desc) -> np.ndarray:
+    "`(N, width)` what `outputs(ids, mask)` gives for right-padded batches of rows of token ids"
+    out = np.zeros((len(rows), width))
 
-        def work(batch):
-            ids, mask = pad_rows([rows[i] for i in batch], self.tokenizer.pad_token_id, device=self.model.device)
-            out[batch] = outputs(ids, mask).float().cpu().numpy()
+    def work(batch):
+        ids, mask = pad_rows([rows[i] for i in batch], self.tokenizer.pad_token_id, device=self.model.device)
+        out[batch] = outputs(ids, mask).float().cpu().numpy()
 
-        for_batches([len(r) for r in rows], batch_size, work, desc)
-        if not np.isfinite(out).all():
-            raise PreferenceError("the preference model gave NaN; load it in float32 (dtype='float32').")
-        return out
+    for_batches([len(r) for r in rows], batch_size, work, desc)
+    if not np.isfinite(out).all():
+        raise PreferenceError("the preference model gave NaN; load it in float32 (dtype='float32').")
+    return out
 
-    def hidden(self, rows, batch_size: int = 32) -> np.ndarray:
-        "`(N, H)` the trunk's output at the last token of each row of token ids"
-        states = lambda ids, mask: _at_last_token(trunk_states(self.model, ids, mask), mask)
-        return self._forward(rows, states, self.model.config.get_text_config().hidden_size, batch_size, "reading")
+@patch
+def hidden(self: PreferenceModel, rows, batch_size: int = 32) -> np.ndarray:
+    "`(N, H)` the trunk's output at the last token of each row of token ids"
+    states = lambda ids, mask: _at_last_token(trunk_states(self.model, ids, mask), mask)
+    return self._forward(rows, states, self.model.config.get_text_config().hidden_size, batch_size, "reading")
 
-    def logits(self, dialogues, kinds=None, batch_size: int = 32) -> np.ndarray:
-        "`(N,)` raw scores, whose differences are log-odds; `kinds` of prompt are needed where each has its own score"
-        columns = self.columns(len(dialogues), kinds)
-        limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or 1 << 30
-        rows = []
-        for i, d in enumerate(dialogues):
-            if not d or d[-1]["role"] != "assistant":
-                raise PreferenceError(f"dialogue {i} does not end with the assistant's response: nothing to score.")
-            rows.append(encode_dialogue(d, self.tokenizer))
-            if len(rows[i]) > limit:
-                raise PreferenceError(f"dialogue {i} has {len(rows[i])} tokens, the context is {limit}: leave it out.")
-        scores = lambda ids, mask: self.model(input_ids=ids, attention_mask=mask, last_scores=True).logits
-        return self._forward(rows, scores, len(self.heads), batch_size, "scoring")[np.arange(len(rows)), columns]
+# %% ../nbs/07_preference.ipynb #d2808cc9
+@patch
+def logits(self: PreferenceModel, dialogues, kinds=None, batch_size: int = 32) -> np.ndarray:
+    "`(N,)` raw scores, whose differences are log-odds; `kinds` of prompt are needed where each has its own score"
+    columns = self.columns(len(dialogues), kinds)
+    limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or 1 << 30
+    rows = []
+    for i, d in enumerate(dialogues):
+        if not d or d[-1]["role"] != "assistant":
+            raise PreferenceError(f"dialogue {i} does not end with the assistant's response: nothing to score.")
+        rows.append(encode_dialogue(d, self.tokenizer))
+        if len(rows[i]) > limit:
+            raise PreferenceError(f"dialogue {i} has {len(rows[i])} tokens, the context is {limit}: leave it out.")
+    scores = lambda ids, mask: self.model(input_ids=ids, attention_mask=mask, last_scores=True).logits
+    return self._forward(rows, scores, len(self.heads), batch_size, "scoring")[np.arange(len(rows)), columns]
 
-    def score(self, dialogues, kinds=None, batch_size: int = 32) -> np.ndarray:
-        "`(N,)` normalised scores, the reward of PPO; arguments as for `logits`"
-        columns = self.columns(len(dialogues), kinds)
-        return (self.logits(dialogues, kinds, batch_size) - self.mean[columns])/self.std[columns]
+@patch
+def score(self: PreferenceModel, dialogues, kinds=None, batch_size: int = 32) -> np.ndarray:
+    "`(N,)` normalised scores, the reward of PPO; arguments as for `logits`"
+    columns = self.columns(len(dialogues), kinds)
+    return (self.logits(dialogues, kinds, batch_size) - self.mean[columns])/self.std[columns]
 
-    def prob(self, a, b, kinds=None, batch_size: int = 32) -> np.ndarray:
-        "`(N,)` P(dialogue a ends with the better response than dialogue b)"
-        s = self.logits([*a, *b], kinds and [*kinds, *kinds], batch_size)
-        return 1/(1 + np.exp(s[len(a):] - s[:len(a)]))
+@patch
+def prob(self: PreferenceModel, a, b, kinds=None, batch_size: int = 32) -> np.ndarray:
+    "`(N,)` P(dialogue a ends with the better response than dialogue b)"
+    s = self.logits([*a, *b], kinds and [*kinds, *kinds], batch_size)
+    return 1/(1 + np.exp(s[len(a):] - s[:len(a)]))
 
 # %% ../nbs/07_preference.ipynb #77d69a17
 @dataclass(frozen=True)

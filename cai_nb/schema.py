@@ -43,6 +43,19 @@ Share = Annotated[Float, Field(ge=0, le=1)]
 Text = Annotated[str, BeforeValidator(lambda value: "" if value is None else value)]
 AsList = BeforeValidator(lambda value: value if isinstance(value, (list, tuple)) else [value])
 
+# %% ../nbs/00d_schema.ipynb #47d87123
+def _explain_yaml(e, text, source):
+    "Where a YAML text is broken, and what to do about it"
+    mark = getattr(e, "problem_mark", None) or getattr(e, "context_mark", None)
+    said = [getattr(e, name, None) for name in ("context", "problem", "reason")]
+    problem = visible(" ".join(x for x in said if x) or "not YAML")
+    if not mark:
+        return f"{source}: broken YAML ({problem}); save it without control characters"
+    advice = "look at the indentation, the colons and the quotes there and in the line above"
+    if "\t" in "".join(text.splitlines()[mark.line : mark.line + 1]):
+        advice = "YAML knows no tabs, indent with spaces"
+    return f"{source}:{mark.line + 1}: broken YAML, column {mark.column + 1} ({problem}); {advice}"
+
 # %% ../nbs/00d_schema.ipynb #73a57b22
 def read_yaml(
     text,  # YAML
@@ -92,15 +105,7 @@ def read_yaml(
         node = yaml.compose(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
         return plain(node, path) if node is not None else {}, places
     except yaml.YAMLError as e:
-        mark = getattr(e, "problem_mark", None) or getattr(e, "context_mark", None)
-        said = [getattr(e, name, None) for name in ("context", "problem", "reason")]
-        problem = visible(" ".join(x for x in said if x) or "not YAML")
-        if not mark:
-            raise error(f"{source}: broken YAML ({problem}); save it without control characters") from None
-        advice = "look at the indentation, the colons and the quotes there and in the line above"
-        if "\t" in "".join(text.splitlines()[mark.line : mark.line + 1]):
-            advice = "YAML knows no tabs, indent with spaces"
-        raise error(f"{source}:{mark.line + 1}: broken YAML, column {mark.column + 1} ({problem}); {advice}") from None
+        raise error(_explain_yaml(e, text, source)) from None
     except (ValueError, OverflowError) as e:
         raise error(f"{source}: a value cannot be read ({str(e)[:80]}); put text in quotes") from None
     except RecursionError:
