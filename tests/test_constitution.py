@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import subprocess
 import sys
 import time
@@ -387,3 +388,50 @@ def test_no_prompt_in_two_splits_across_constitutions_either():
     items = [item for name in BUNDLED for c in [Constitution.load(name)] for _, item in c.exemplars() + c.pairs()]
     for i, j, _ in near_duplicates([item.prompt for item in items]):
         assert items[i].split == items[j].split, (items[i].id, items[j].id)
+
+
+def words(text):
+    return re.findall(r"[a-z0-9']+", text.lower())
+
+
+def formulaic_share(texts, n=4, others=3):
+    "Share of the texts with any phrase of `n` words that more than `others` other texts have too"
+    phrases = [{tuple(w[i:i + n]) for i in range(len(w) - n + 1)} for w in map(words, texts)]
+    counts = Counter(phrase for found in phrases for phrase in found)
+    return sum(any(counts[phrase] - 1 > others for phrase in found) for found in phrases) / len(texts)
+
+
+def attributed_share(texts, principles, folds=6):
+    "Accuracy of a bag of words that says, of texts held out from it, under which principle each was written"
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import StratifiedKFold, cross_val_score
+    from sklearn.pipeline import make_pipeline
+    model = make_pipeline(TfidfVectorizer(sublinear_tf=True), LogisticRegression(C=30, max_iter=300))
+    return cross_val_score(model, texts, principles, cv=StratifiedKFold(folds, shuffle=True, random_state=0)).mean()
+
+
+def test_measures_of_critiques_on_texts_that_one_can_check_by_hand():
+    assert formulaic_share(["It goes along with it.", "He goes along with it!", "No."], others=0) == 2 / 3
+    assert formulaic_share(["It goes along with it.", "He goes along with it!", "No."], others=1) == 0
+    assert attributed_share(["red rose", "blue sea"] * 6, ["a", "b"] * 6) == 1
+    assert attributed_share(["the response goes along"] * 12, ["a", "b"] * 6) == 0.5  # says nothing: chance
+
+
+# measured with these functions: (formulaic, attributed) was 0.78, 0.20 of 288 and 0.44, 0.21 of 48 when most critiques
+# said that a response "goes along with it"; it is 0.02, 0.95 and 0.00, 0.67. Chance is 1/16 and 1/6.
+@pytest.mark.parametrize("name, attributed", [("harmlessness", 0.85), ("anti-overreaction", 0.5)])
+def test_a_critique_says_what_its_own_principle_finds(name, attributed):
+    found = Constitution.load(name).exemplars()
+    texts, principles = [e.critique for _, e in found], [p.id for p, _ in found]
+    assert formulaic_share(texts) <= 0.1
+    assert attributed_share(texts, principles) >= attributed
+    assert attributed_share([e.prompt for _, e in found], principles) < 0.35  # not by the subject of the prompt
+
+
+def test_a_critique_quotes_what_was_said():
+    for _, e in Constitution.load("harmlessness").exemplars():
+        said = " ".join(words(f"{e.prompt} {e.response}".replace("’", "'")))
+        quotes = re.findall(r'"([^"]+)"', e.critique)
+        assert quotes, f"{e.id} points at no word of the response"
+        assert all(" ".join(words(quote)) in said for quote in quotes), f"{e.id} quotes what nobody said: {quotes}"
