@@ -153,10 +153,11 @@ def _set_pad_token(tokenizer):
 
 def _convert_gguf(gguf: Path, out: Path):
     "Read a GGUF file and save it as a bfloat16 safetensors model whose padding token is not its end token."
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
     where = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}
+    settings = {"quantization_config": GgufConfig(dequantize=True), "output_loading_info": True}
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32, output_loading_info=True)
+        model, info = AutoModelForCausalLM.from_pretrained(**where, **settings, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(**where)
         if info["missing_keys"]:
             raise ValueError(f"it has no {min(info['missing_keys'])}")
@@ -241,7 +242,7 @@ def cached_models() -> dict[str, str]:
     return found
 
 def _gguf_folder(path: Path) -> Path:
-    "Folder of the model in a user's GGUF file; converted once, whatever the file is called or wherever it is."
+    "Folder of the model in a user's GGUF file; converted once, wherever the file is."
     def make(folder, out):
         print(f"converting {path.name} ({path.stat().st_size/1e6:.0f} MB, once) …", file=sys.stderr)
         _convert_gguf(path, out)
