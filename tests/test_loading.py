@@ -30,7 +30,9 @@ def write_gguf(path, architecture="qwen2"):
     config = Qwen2Config(vocab_size=len(tokens) + 1, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
                          num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=256, rms_norm_eps=1e-6,
                          tie_word_embeddings=True, initializer_range=0.2, rope_theta=10000.0)
-    model = Qwen2ForCausalLM(config).to(torch.bfloat16).float().eval()
+    model = Qwen2ForCausalLM(config).eval()
+    for weights in model.parameters():
+        weights.data = weights.data.bfloat16().float()
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_name("tiny")
     writer.add_block_count(config.num_hidden_layers)
@@ -48,7 +50,8 @@ def write_gguf(path, architecture="qwen2"):
     writer.add_token_merges(["t h"])
     writer.add_bos_token_id(tokenizer.bos_token_id)
     writer.add_eos_token_id(tokenizer.eos_token_id)
-    writer.add_pad_token_id(tokenizer.eos_token_id)  # the same, as in many files
+    writer.add_pad_token_id(tokenizer.eos_token_id)  # the same, as in the default model's file
+    writer.add_unk_token_id(tokenizer.pad_token_id)
     writer.add_chat_template(TEMPLATE)
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN2, config.num_hidden_layers)
     for name, weights in model.state_dict().items():
