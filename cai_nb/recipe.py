@@ -134,7 +134,7 @@ class RevisionSection(Section):
 class SFTSection(Section):
     "Stage 2, section 3 of the paper: fine-tuning on the revisions gives SL-CAI"
     revisions: Literal["last", "all"] = option("last", "train on the last revision or on all; the paper says both")
-    helpful_samples: Int = option(1, "the initial policy's responses to a benign prompt, mixed in; the paper: 2", ge=0)
+    helpful_samples: Int = option(1, "the responder's responses to a benign prompt, mixed in; the paper: 2", ge=0)
     helpful_tokens: Int = option(96, "longest of these, in tokens; a longer one is cut after its last sentence", ge=8)
     epochs: Float = option(2.0, "passes over the examples; the paper: 1", ge=0)
     learning_rate: Float = option(2e-4, "of Adam; where the schedule falls, at its start", ge=0, le=1)

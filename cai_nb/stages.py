@@ -115,8 +115,8 @@ def make_labeller(run, folder):
     from cai_nb.judge import Judges
     f = run.recipe.feedback
     settings = {"label_type": f.label, "clamp": f.clamp or None, "batch_size": f.batch_size}
-    if f.method != "probe":
-        ask = fb.multiple_choice if f.method == "multiple_choice" else fb.contrastive_log_likelihood
+    methods = {"multiple_choice": fb.multiple_choice, "contrastive": fb.contrastive_log_likelihood}
+    if ask := methods.get(f.method):
         return lambda pairs, c: ask(get_model(run, "feedback"), pairs, c, seed=run.recipe.seed, **settings)
     if (folder / "judge" / "judges.json").exists():
         judges = Judges.load(folder / "judge", get_model(run, "feedback", local=True))
