@@ -11,6 +11,7 @@ from test_records import check_run
 from tiny import tiny_folder
 
 from cai_nb import run as run_, stages
+from cai_nb.__main__ import main
 from cai_nb.dialogue import CaiError
 from cai_nb.loading import model_id
 from cai_nb.plan import model_shape, plan, plan_text
@@ -143,7 +144,7 @@ def test_training_starts_from_the_base_and_the_preference_model_from_its_own(who
     assert Path(about["base"]) == models["preference"] and about["model"] == model_id(str(models["preference"]))
 
 
-def test_the_report_shows_the_responder_beside_the_policies(whole):
+def test_the_report_shows_the_responder_beside_the_policies(whole, tmp_path):
     run = run_.Run(whole[1], whole[0])
     result = run_.read_json(run.path("evaluation") / "metrics.json")
     assert result["models"] == ["initial", "sl-cai", "rl-cai", "responder"] and result["reference"] == "initial"
@@ -151,6 +152,8 @@ def test_the_report_shows_the_responder_beside_the_policies(whole):
     assert set(run_.read_json(run.path("feedback") / "metrics.json")["accuracy"]) == {
         "multiple choice, initial policy", "multiple_choice, as used here"}
     check_run(run.folder)
+    shutil.copytree(run.folder, tmp_path / "run")
+    assert main(["figures", str(tmp_path / "run")]) == 0 and (tmp_path / "run" / "figures" / "elo.png").exists()
 
 
 def test_another_responder_is_refused_by_name_and_by_weights(whole, models, tmp_path):
@@ -191,7 +194,7 @@ def test_a_probe_may_read_another_model(models, tmp_path):
     recipe = load_recipe("smoke", sets, model=str(models["initial"]))
     run = run_.Run(tmp_path, recipe, note=quiet)
     assert recipe.feedback.method == "probe"
-    widths = {split: {j.lm.model.config.hidden_size for j in judges.get_judges(run, split).each.values()} for split in ("train", "judge")}
+    widths = {split: {j.model.model.config.hidden_size for j in judges.get_judges(run, split).each.values()} for split in ("train", "judge")}
     assert widths == {"train": {16}, "judge": {32}}
 
 
