@@ -284,7 +284,8 @@ def plan_text(recipe, hardware=None):
         "Estimated on these assumptions:",
         *_models(recipe, p["shapes"]),
         f"- prompts of {recipe.machine.prompt_tokens} tokens, requests of {REQUEST_TOKENS}; critiques, revisions and "
-        f"SL-CAI's responses take {LENGTH_SHARE:.0%} of their limit, those of responder, initial policy and PPO all of it",
+        f"SL-CAI's responses take {LENGTH_SHARE:.0%} of their limit, those of the responder, of the initial policy and "
+        "of PPO all of it",
         "- FLOPs: 2N a token read or sampled, 6N trained in full, 2N(1 + share) trained with adapters in a share of "
         "the layers" + ("; the frozen layers run once a row" if m.caches_frozen else ""),
         "- a sampling step: the longest of 2N·batch / arithmetic rate, (2N bytes + cache) / bandwidth, "
