@@ -12,8 +12,10 @@ from tiny import tiny_folder
 
 from cai_nb import run as run_, stages
 from cai_nb.__main__ import main
-from cai_nb.dialogue import CaiError
+from cai_nb.chat_template import chat_format
+from cai_nb.dialogue import CaiError, assistant, user
 from cai_nb.loading import model_id
+from cai_nb.model import LanguageModel
 from cai_nb.plan import model_shape, plan, plan_text
 from cai_nb.recipe import ROLES, RecipeError, load_recipe
 from cai_nb.run import RunError
@@ -100,6 +102,14 @@ def models(tmp_path_factory):
         (found[role] / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 6000}))
     like_a_pretrained_one(found["initial"])
     return found
+
+
+def test_a_pretrained_base_ends_turns_as_its_template_does(models):
+    lm = LanguageModel.load(str(models["initial"]), dtype="float32")
+    assert lm.tokenizer.eos_token == lm.tokenizer.pad_token == "<|endoftext|>" and lm.tokenizer.bos_token is None
+    assert set(lm.tokenizer.convert_ids_to_tokens(lm.end_ids)) == {"<|endoftext|>", "<|im_end|>"}
+    ids, _ = chat_format(lm.tokenizer).finished_ids([user("Hello?"), assistant("Yes.")])
+    assert lm.tokenizer.convert_ids_to_tokens(ids[-1]) == "<|im_end|>", "this is what SL-CAI learns to end with"
 
 
 def sets_of(models):
