@@ -91,7 +91,7 @@ def main():
         keys=[f"{p['id']}/{k}" for p in asked for k in range(n)], batch_size=e.batch_size, desc="responses",
     )  # fmt: skip
     judges = {
-        "feedback model": Judges.load(run.path("feedback") / "judge", get_model(run, "initial", local=True)),
+        "feedback model": Judges.load(run.path("feedback") / "judge", get_model(run, "feedback", local=True)),
         "preference model": PreferenceModel.load(run.path("preference") / "model"),
         "probes": probes(run),
     }

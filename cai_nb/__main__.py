@@ -305,7 +305,7 @@ def finetune_critic_command(args):
     if args.judges:
         print(f"judges: {make_judges(recipe, out, say)}")
     else:
-        print(f"adapter: {critic_adapter(recipe.critic.name or recipe.model.name, recipe, say, out, renew=True)}")
+        print(f"adapter: {critic_adapter(recipe.role('critic')[0], recipe, say, out, renew=True)}")
 
 # %% ../nbs/15_command.ipynb #dc6ef4e5
 def sample_command(args):

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['select_prompts', 'longest_prompt', 'make_prompts', 'prompts_of', 'rl_prompts', 'exemplars_fingerprint',
-           'bundled_adapter', 'critic_adapter', 'make_critic', 'critic_checkpoint_paths', 'load_model',
-           'load_for_sampling', 'get_model', 'reuse_stages']
+           'bundled_adapter', 'critic_adapter', 'make_critic', 'role_checkpoint_paths', 'load_model',
+           'load_for_sampling', 'get_model', 'check_facts', 'reuse_stages']
 
 # %% ../nbs/10c_artifacts.ipynb #f689be8d
 import hashlib, json, shutil
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from .dialogue import CaiError, data_path, user
 from .plan import REQUEST_TOKENS
-from .recipe import differences, load_recipe
+from .recipe import ROLES, differences, load_recipe
 from .records import iter_jsonl, read_json, whole_folder, write_json, write_text
 from .run import POLICIES, Run, RunError, checkpoint_paths, conflict, fingerprints, is_done
 
@@ -62,7 +62,7 @@ def longest_prompt(recipe, context):
     return min(recipe.prompts.max_tokens, room)
 
 def make_prompts(run):
-    "Choose the prompts of a run and write prompts.jsonl, and facts.json with the model's id"
+    "Choose the prompts of a run and write prompts.jsonl, and facts.json with the initial policy's id"
     p, e, lm = run.recipe.prompts, run.recipe.evaluation, get_model(run, "initial", local=True)
     most, rows, left_out = longest_prompt(run.recipe, lm.context), [], 0
 
@@ -152,13 +152,12 @@ def make_critic(name, constitutions, exemplars, out, note):
     return out
 
 # %% ../nbs/10c_artifacts.ipynb #8e9f2be5
-def critic_checkpoint_paths(run):
-    "(model name, list of adapter folders) of the critic"
-    recipe = run.recipe
-    name, adapter = recipe.critic.name or recipe.model.name, recipe.critic.adapter
-    if adapter == "none" or (adapter == "auto" and name != "default"):
+def role_checkpoint_paths(run, role):
+    "(model name, list of adapter folders) of the responder, the critic or the feedback model"
+    name, adapter = run.recipe.role(role)
+    if adapter == "none":
         return name, []
-    return name, [critic_adapter(name, recipe, run.note) if adapter in ("auto", "finetune") else Path(adapter)]
+    return name, [critic_adapter(name, run.recipe, run.note) if adapter in ("auto", "finetune") else Path(adapter)]
 
 def load_model(recipe, name, adapters=(), dtype=None):
     "A `LanguageModel` with its weights in this process (in each of several), as training and hidden states need it"
@@ -182,24 +181,31 @@ def load_for_sampling(recipe, name, adapters=()):
 
 def get_model(
     run,  # a Run
-    name,  # a policy (initial, sl-cai, rl-cai), or critic
+    name,  # a policy (initial, sl-cai, rl-cai) or a role (responder, critic, feedback)
     local=False,  # with its weights in this process
 ):  # a `LanguageModel`
-    "A model of a run, loaded once a stage; `RunError` if the initial policy is not the one the run was begun with"
-    from cai_nb.loading import same_model
+    "A model of a run, loaded once a stage; `RunError` if it is not the one that the run was begun with"
+    if name in ROLES:  # the first role that is the same model
+        name = next(role for role in ROLES if run.recipe.role(role) == run.recipe.role(name))
     local = local or run.recipe.model.engine == "transformers"
     key = f"{name}, local" if local else name
     if key not in run.cache:
-        paths = critic_checkpoint_paths(run) if name == "critic" else checkpoint_paths(run, name)
-        if name == "critic" and paths == checkpoint_paths(run, "initial"):
-            return get_model(run, "initial", local)
+        paths = checkpoint_paths(run, name) if name in POLICIES else role_checkpoint_paths(run, name)
         load = load_model if local and not paths[0].startswith("server:") else load_for_sampling
         run.cache[key] = load(run.recipe, *paths)
-        known, found = (read_json(run.folder / "facts.json") or {}).get("model"), run.cache[key].id
-        if name == "initial" and known and not same_model(known, found):
-            raise RunError(f"{run.folder} was begun with the model {known}, and {run.recipe.model.name} is now {found};"
-                           " restore that model or give another folder with --out")
+        check_facts(run, name, run.cache[key].id)
     return run.cache[key]
+
+def check_facts(run, role, found):
+    "Note the responder's id in facts.json; `RunError` if the initial policy or the responder is another model now"
+    from cai_nb.loading import same_model
+    facts, key = read_json(run.folder / "facts.json") or {}, {"initial": "model"}.get(role, role)
+    known = facts.get(key)
+    if known and not same_model(known, found):
+        raise RunError(f"{run.folder} was begun with the model {known}, and {run.recipe.role(role)[0]} is now {found};"
+                       " restore that model or give another folder with --out")
+    if role == "responder" and facts and not known:
+        write_json(run.folder / "facts.json", {**facts, key: found})
 
 # %% ../nbs/10c_artifacts.ipynb #bc1bd195
 def reuse_stages(run, source):
@@ -221,7 +227,7 @@ def reuse_stages(run, source):
                 shutil.copytree(other.path(stage.name), run.path(stage.name))
     responses, mine = other.path("evaluation") / "records.jsonl", run.path("evaluation")
     if "evaluation" not in sections and not mine.exists() and responses.exists():
-        same = [policy for policy, stages in POLICIES.items() if all(s in reused for s in stages)]
+        same = ["responder", *(policy for policy, stages in POLICIES.items() if all(s in reused for s in stages))]
         kept = [row for row in iter_jsonl(responses) if row["model"] in same]
         write_text(mine / "records.jsonl", "".join(json.dumps(row) + "\n" for row in kept))
     run.note(f"reused from {other.folder}: {', '.join(reused) or 'the prompts'}")

@@ -19,7 +19,8 @@ from .run import constitution_of
 def get_judges(run, split):
     "`Judges` for labels (split train) or for the evaluation (split judge): those of the package, or fitted now"
     from cai_nb.judge import Judges
-    lm, pairs = get_model(run, "initial", local=True), judge_training_pairs(run.recipe, split)
+    lm = get_model(run, "feedback" if split == "train" else "initial", local=True)
+    pairs = judge_training_pairs(run.recipe, split)
     package = bundled_adapter("judges")
     if package and read_json(package / split / "training.json") == judge_training_card(run.recipe, lm, split, pairs):
         return Judges.load(package / split, lm)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .dialogue import user
+from .recipe import ROLES
 
 # %% ../nbs/10a_plan.ipynb #ac316e1d
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ SHAPES = {
     "default": Shape(134.515e6, 30, 192, "SmolLM2-135M-Instruct"),
     "HuggingFaceTB/SmolLM2-1.7B-Instruct": Shape(1.71e9, 24, 2048, "its config"),
     "Qwen/Qwen2.5-0.5B-Instruct": Shape(0.494e9, 24, 128, "its config"),
+    "Qwen/Qwen2.5-7B": Shape(7.62e9, 28, 512, "its config"),
     "Qwen/Qwen2.5-7B-Instruct": Shape(7.62e9, 28, 512, "its config"),
     "teknium/OpenHermes-2.5-Mistral-7B": Shape(7.24e9, 32, 1024, "its config"),
 }
@@ -74,7 +76,8 @@ def model_shape(name):
         return SHAPES[name]
     with suppress(OSError, KeyError, ValueError, TypeError):
         return shape_from_config(json.loads((Path(name) / "config.json").read_text(encoding="utf-8")))
-    size = re.search(r"(\d+(?:\.\d+)?)\s*([bm])(?![a-z])", Path(name).name.lower())
+    label = re.sub(r"server:.*?#([^?]*).*", r"\1", name)  # of a server the model
+    size = re.search(r"(\d+(?:\.\d+)?)\s*([bm])(?![a-z])", Path(label).name.lower())
     n = float(size[1]) * (1e9 if size[2] == "b" else 1e6) if size else 7e9
     guess = "the size in its name" if size else "a guess: 7 billion parameters"
     return Shape(n, 32 if n > 3e9 else 24, 1024 if n > 3e9 else 512, guess)
@@ -86,6 +89,7 @@ class Work:
     stage: str
     what: str
     sequences: float
+    role: str = "initial"  # whose work it is: SL-CAI and RL-CAI are as large as the initial policy
     read: float = 0  # tokens read in one forward pass (prompts, dialogues to score)
     sampled: float = 0  # tokens sampled one at a time
     trained: float = 0  # tokens forward and backward
@@ -125,10 +129,10 @@ PROBE_PAIRS = 850  # labelled pairs and exemplars that the feedback probe is fit
 JUDGE_PAIRS = 200  # labelled pairs for the evaluation's probe judge, with the same; as many to measure its accuracy on
 BUNDLED = {"harmlessness", "anti-overreaction", "helpfulness"}  # constitutions whose probes come with the package
 
-def uses_bundled_probes(recipe):
+def uses_bundled_probes(recipe, role="initial"):  # the role whose hidden states the probes read
     "Whether a run of this recipe finds its probes in the package, as far as a plan can tell"
     named = {*recipe.constitution.harmful_prompts, *recipe.constitution.benign_prompts}
-    return recipe.model.name == "default" and named == BUNDLED and not recipe.feedback.probe_pairs
+    return recipe.role(role) == ("default", "none") and named == BUNDLED and not recipe.feedback.probe_pairs
 
 def work(recipe):
     "The rows of `Work` that a recipe asks for"
@@ -143,16 +147,18 @@ def _supervised(recipe, harmful, benign):
     "Stages 1 and 2"
     r, s, prompt = recipe.revision, recipe.sft, recipe.machine.prompt_tokens
     n, batch = harmful * r.rounds, r.batch_size
-    yield Work("revision", "first responses", harmful, harmful * prompt, harmful * r.max_tokens, batch=batch)
+    yield Work("revision", "first responses", harmful, "responder", harmful * prompt, harmful * r.max_tokens,
+               batch=batch)
     if r.rounds and r.critique:
         sampled = LENGTH_SHARE * n * r.critique_tokens
-        yield Work("revision", "critiques", n, n * (prompt + r.max_tokens + REQUEST_TOKENS), sampled, batch=batch)
+        yield Work("revision", "critiques", n, "critic", n * (prompt + r.max_tokens + REQUEST_TOKENS), sampled,
+                   batch=batch)
     if r.rounds:
         n *= r.candidates
         context = prompt + r.max_tokens + (1 + r.critique) * REQUEST_TOKENS + r.critique * r.critique_tokens
-        yield Work("revision", "revisions", n, n * context, LENGTH_SHARE * n * r.max_tokens, batch=batch)
+        yield Work("revision", "revisions", n, "critic", n * context, LENGTH_SHARE * n * r.max_tokens, batch=batch)
     n = benign * s.helpful_samples
-    yield Work("sft", "helpful responses", n, n * prompt, n * s.helpful_tokens, batch=batch)
+    yield Work("sft", "helpful responses", n, "responder", n * prompt, n * s.helpful_tokens, batch=batch)
     n = (n + harmful * (max(r.rounds, 1) if s.revisions == "all" else 1)) * s.epochs
     tokens = n * (prompt + r.max_tokens)
     yield Work("sft", "training", n, trained=tokens, lora=s.lora_rank > 0, share=s.lora_layer_fraction)
@@ -162,31 +168,40 @@ def _feedback(recipe, sampled, pairs):
     f, p, prompt = recipe.feedback, recipe.preference, recipe.machine.prompt_tokens
     probe, one, n = f.method == "probe", prompt + f.max_tokens, 2 * sampled
     both = prompt + 2 * f.max_tokens + 2 * REQUEST_TOKENS  # two responses in one multiple choice
-    yield Work("feedback", "pairs", n, n * prompt, LENGTH_SHARE * n * f.max_tokens, batch=f.batch_size)
-    yield Work("feedback", "labels", 2 * pairs, read=2 * pairs * (one if probe else both))
-    if probe and not uses_bundled_probes(recipe):
-        yield Work("feedback", "fitting the probe", 2 * PROBE_PAIRS, read=2 * PROBE_PAIRS * one)
+    asked = one if probe else both
+    yield Work("feedback", "pairs", n, "initial", n * prompt, LENGTH_SHARE * n * f.max_tokens, batch=f.batch_size)
+    yield Work("feedback", "labels", 2 * pairs, "feedback", 2 * pairs * asked)
+    if probe and not uses_bundled_probes(recipe, "feedback"):
+        yield Work("feedback", "fitting the probe", 2 * PROBE_PAIRS, "feedback", 2 * PROBE_PAIRS * one)
     n = 2 * f.check
-    yield Work("feedback", "accuracy of the labels", n, read=2 * n * (both + (one if probe else both)))
+    yield Work("feedback", "accuracy of the labels", n, "feedback", 2 * n * asked)
+    if (f.method, recipe.role("feedback")) != ("multiple_choice", recipe.role("initial")):
+        yield Work("feedback", "multiple choice to compare", n, "initial", 2 * n * both)
     n = 2 * (pairs + EXTRA_PAIRS * len(p.extra_comparisons))
-    yield Work("preference", "probe and held-out scores", n, read=n * one)
+    yield Work("preference", "probe and held-out scores", n, "preference", n * one)
     n *= p.epochs * (1 - p.heldout)
-    yield Work("preference", "training", n, trained=n * one, lora=p.lora_rank > 0, share=p.lora_layer_fraction,
-               cached=True)
+    yield Work("preference", "training", n, "preference", trained=n * one, lora=p.lora_rank > 0,
+               share=p.lora_layer_fraction, cached=True)
 
 def _rl_and_evaluation(recipe):
     "Stages 5 and 6"
     o, e, prompt = recipe.ppo, recipe.evaluation, recipe.machine.prompt_tokens
     n, lora = o.num_rollouts * o.rollout_batch_size, o.lora_rank > 0
     tokens = n * (prompt + o.max_tokens)
-    yield Work("ppo", "rollouts", n, n * prompt, n * o.max_tokens, batch=o.rollout_batch_size,
+    yield Work("ppo", "rollouts", n, "initial", n * prompt, n * o.max_tokens, batch=o.rollout_batch_size,
                unmerged=o.lora_layer_fraction * lora)
-    yield Work("ppo", "policy, reference and reward", n, read=3 * tokens)
+    yield Work("ppo", "policy and reference", n, read=2 * tokens)
+    yield Work("ppo", "reward", n, "preference", tokens)
     yield Work("ppo", "training", n * o.epochs, trained=tokens * o.epochs, lora=lora, share=o.lora_layer_fraction,
                cached=True)
-    n = (e.n_harmful + e.n_benign + e.n_over_refusal) * e.samples * 3
+    each = (e.n_harmful + e.n_benign + e.n_over_refusal) * e.samples
     length = e.max_tokens * (1 + 2 * LENGTH_SHARE) / 3  # the initial policy's are longest
-    yield Work("evaluation", "responses of three models", n, n * prompt, n * length, batch=e.batch_size)
+    n = 3 * each
+    yield Work("evaluation", "responses of three models", n, "initial", n * prompt, n * length, batch=e.batch_size)
+    if recipe.role("responder") != recipe.role("initial"):
+        n += each
+        yield Work("evaluation", "responses of the responder", each, "responder", each * prompt, each * e.max_tokens,
+                   batch=e.batch_size)
     fitted = 0 if uses_bundled_probes(recipe) else 2 * JUDGE_PAIRS
     yield Work("evaluation", "judges", n, read=2 * (n + fitted) * (prompt + e.max_tokens))
 
@@ -194,29 +209,38 @@ def _rl_and_evaluation(recipe):
 def plan(
     recipe,  # a Recipe
     hardware=None,  # a key of HARDWARE, or a `Hardware`; None: the recipe's machine.kind
-):  # {"rows", "seconds", "flops", "memory_gib", "disk_gib", "shape", "hardware"}
+):  # {"rows", "seconds", "flops", "memory_gib", "disk_gib", "shapes", "hardware"}
     "What a run will take: rows, totals, and what they are based on"
-    shape, machine = model_shape(recipe.model.name), hardware or recipe.machine.kind
+    shapes, machine = {role: model_shape(recipe.role(role)[0]) for role in ROLES}, hardware or recipe.machine.kind
     machine = HARDWARE[machine] if isinstance(machine, str) else machine
     rows = [{"stage": w.stage, "what": w.what, "sequences": round(w.sequences), "read": round(w.read),
-             "sampled": round(w.sampled), "trained": round(w.trained), "flops": w.flops(shape),
-             "seconds": w.seconds(shape, machine)} for w in work(recipe)]
-    n, r = shape.parameters, recipe.revision
-    dialogue = recipe.machine.prompt_tokens + 2 * r.max_tokens + 2 * REQUEST_TOKENS + r.critique_tokens
-    cache = r.batch_size * dialogue * 4 * shape.layers * shape.kv_width
-    one_model = not recipe.critic.name and recipe.critic.adapter == "none"  # critic and policy share a copy
-    weights = (2.6 if recipe.model.four_bit and one_model else 4) * n  # bytes; 0.6 a weight in 4 bits
-    if not all(recipe[f"{s}.lora_rank"] for s in ("sft", "preference", "ppo")):
-        weights += 16 * n
+             "sampled": round(w.sampled), "trained": round(w.trained), "flops": w.flops(shapes[w.role]),
+             "seconds": w.seconds(shapes[w.role], machine)} for w in work(recipe)]
     return {"rows": rows, "seconds": sum(r["seconds"] for r in rows), "flops": sum(r["flops"] for r in rows),
-            "memory_gib": (weights + cache) / 2**30 + 3.5, "disk_gib": disk_needed(recipe) / 2**30,
-            "shape": shape, "hardware": machine}
+            "memory_gib": _memory_needed(recipe, shapes) / 2**30, "disk_gib": disk_needed(recipe) / 2**30,
+            "shapes": shapes, "hardware": machine}
+
+def _memory_needed(recipe, shapes):  # `shapes`: {role: Shape}
+    "Bytes that the stage with the largest models needs, roughly"
+    n, r, critic = {role: shape.parameters for role, shape in shapes.items()}, recipe.revision, shapes["critic"]
+
+    def held(*roles):  # by stage 1 or 3 together; equal ones share a copy, and a server's are elsewhere
+        models = {recipe.role(role): 2 * n[role] for role in roles}
+        return sum(size for (name, _), size in models.items() if not name.startswith("server:"))
+
+    in_ppo = (0.6 if recipe.model.four_bit else 2) * n["initial"] + 2 * n["preference"]  # 0.6 bytes a weight in 4 bits
+    weights = max(held("responder", "critic"), held("initial", "feedback"), in_ppo)
+    trained = {"sft": "initial", "preference": "preference", "ppo": "initial"}
+    weights += max([16 * n[role] for stage, role in trained.items() if not recipe[f"{stage}.lora_rank"]], default=0)
+    dialogue = recipe.machine.prompt_tokens + 2 * r.max_tokens + 2 * REQUEST_TOKENS + r.critique_tokens
+    return weights + r.batch_size * dialogue * 4 * critic.layers * critic.kv_width + 3.5 * 2**30
 
 def disk_needed(recipe):
     "Bytes that a run folder of this recipe will take, generously"
-    shape, total = model_shape(recipe.model.name), 20e6
-    width = math.sqrt(shape.parameters / shape.layers / 12)  # of a hidden state, roughly
-    for section, copies in (("sft", 2), ("preference", 2), ("ppo", 3)):
+    total = 20e6
+    for section, role, copies in (("sft", "initial", 2), ("preference", "preference", 2), ("ppo", "initial", 3)):
+        shape = model_shape(recipe.role(role)[0])
+        width = math.sqrt(shape.parameters / shape.layers / 12)  # of a hidden state, roughly
         adapter = 4 * recipe[f"{section}.lora_rank"] * 20 * width * shape.layers  # seven matrices a layer, float32
         total += copies * (adapter * 3 or 12 * shape.parameters)
     return total + 12 * sum(w.sampled for w in work(recipe))
@@ -243,7 +267,7 @@ def format_time(seconds):
 def plan_text(recipe, hardware=None):
     "The plan as a page of text"
     p = plan(recipe, hardware)
-    s, m = p["shape"], p["hardware"]
+    m = p["hardware"]
     columns = "".join(f"{name:>14}" for name in ("sequences", "read", "sampled", "trained"))
     lines = [f"Plan of recipe {recipe.name!r} with model {recipe.model.name} on {m.title}. Nothing has been run.", "",
              f"{'stage':<12}{'what':<30}{columns}{'FLOPs':>10}{'time':>13}"]
@@ -258,17 +282,30 @@ def plan_text(recipe, hardware=None):
         f"(of {m.memory:.0f}), {p['disk_gib']:.1f} GiB of disk.",
         "",
         "Estimated on these assumptions:",
-        f"- model: {s.parameters / 1e6:,.0f} million parameters, {s.layers} layers ({s.source}); two bytes a weight",
+        *_models(recipe, p["shapes"]),
         f"- prompts of {recipe.machine.prompt_tokens} tokens, requests of {REQUEST_TOKENS}; critiques, revisions and "
-        f"SL-CAI's responses take {LENGTH_SHARE:.0%} of their limit, those of the initial policy and of PPO all of it",
+        f"SL-CAI's responses take {LENGTH_SHARE:.0%} of their limit, those of the responder, of the initial policy and "
+        "of PPO all of it",
         "- FLOPs: 2N a token read or sampled, 6N trained in full, 2N(1 + share) trained with adapters in a share of "
         "the layers" + ("; the frozen layers run once a row" if m.caches_frozen else ""),
         "- a sampling step: the longest of 2N·batch / arithmetic rate, (2N bytes + cache) / bandwidth, "
         "layers × launch time",
         f"- {m.title}: {m.basis}",
-        f"- memory: two copies of the weights (policy{' in 4 bits' * recipe.model.four_bit}, preference model), "
-        "key-value cache, 3.5 GiB for the rest; 16 bytes a weight more where all weights are trained",
+        "- memory: the models that one stage holds together, two bytes a weight (in PPO the "
+        f"policy{' in 4 bits' * recipe.model.four_bit} and the preference model), key-value cache, 3.5 GiB for the "
+        "rest; 16 bytes a weight more where all weights are trained",
     ])
+
+def _models(recipe, shapes):
+    "A line for each model of the plan: its roles, its name and its size"
+    roles, titles = {}, {"initial": "initial policy", "feedback": "feedback model", "preference": "preference model"}
+    for role in shapes:
+        roles.setdefault(recipe.role(role)[0], []).append(titles.get(role, role))
+    for name, several in roles.items():
+        s = model_shape(name)
+        who = "model" if len(roles) == 1 else f"{', '.join(several)}: {name}"
+        served = "; timed as if it were here" if name.startswith("server:") else ""
+        yield f"- {who}: {s.parameters / 1e6:,.0f} million parameters, {s.layers} layers ({s.source}){served}"
 
 # %% ../nbs/10a_plan.ipynb #269eeee0
 def measure_machine(lm, recipe, tokens=12):  # tokens: of the responses that are timed

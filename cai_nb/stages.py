@@ -10,8 +10,8 @@ import json, shutil
 from dataclasses import replace
 from pathlib import Path
 
-from cai_nb.artifacts import critic_checkpoint_paths, get_model, load_for_sampling, load_model
-from cai_nb.artifacts import prompts_of, reuse_stages, rl_prompts
+from cai_nb.artifacts import get_model, load_for_sampling, load_model, prompts_of, reuse_stages, rl_prompts
+from cai_nb.artifacts import role_checkpoint_paths
 from cai_nb.dialogue import CaiError, assistant, user
 from cai_nb.judges import get_judges, heldout_pairs, judge_accuracy, make_evaluation_judges
 from cai_nb.plan import plan
@@ -28,20 +28,22 @@ def revision_stage(run, folder):
     from cai_nb.records import Records
     from cai_nb.revision import RevisionConfig, revise
     records, prompts = Records(folder / "records.jsonl"), prompts_of(run, "harmful", "train")
-    policy, critic = get_model(run, "initial"), get_model(run, "critic")
+    if run.recipe.role("initial") not in (run.recipe.role("responder"), run.recipe.role("critic")):
+        release_models(run)  # the initial policy, which has counted the prompts' tokens
+    responder, critic = get_model(run, "responder"), get_model(run, "critic")
     constitution, config = constitution_of(run.recipe, "harmful"), RevisionConfig(**revision_settings(run.recipe))
-    revise(policy, prompts, constitution, config, critic=critic, records=records)
+    revise(responder, prompts, constitution, config, critic=critic, records=records)
     left_out = (read_json(run.folder / "facts.json") or {}).get("left_out_as_too_long", 0)
     return {"prompts": len(records), "degenerate": sum(bool(r["flags"]) for r in records), "too_long": left_out}
 
 # %% ../nbs/10f_stages.ipynb #b88932c1
 def helpful_responses(run, records):
-    "The initial policy's responses to benign prompts, which keep the model helpful (paper, section 3.2)"
+    "The responder's responses to benign prompts, which keep the model helpful (paper, section 3.2)"
     s = run.recipe.sft
     wanted = {f"{p['id']}-{i}": p for p in prompts_of(run, "benign", "train") for i in range(s.helpful_samples)}
     todo = {key: p for key, p in wanted.items() if key not in records.ids}
     if todo:
-        lm, asked = get_model(run, "initial"), [[user(p["prompt"])] for p in todo.values()]
+        lm, asked = get_model(run, "responder"), [[user(p["prompt"])] for p in todo.values()]
         said = lm.sample(asked, max_tokens=s.helpful_tokens, temperature=run.recipe.revision.temperature,
                          seed=run.recipe.seed, keys=list(todo), batch_size=run.recipe.revision.batch_size,
                          desc="helpful responses")
@@ -113,11 +115,11 @@ def make_labeller(run, folder):
     from cai_nb.judge import Judges
     f = run.recipe.feedback
     settings = {"label_type": f.label, "clamp": f.clamp or None, "batch_size": f.batch_size}
-    if f.method != "probe":
-        ask = fb.multiple_choice if f.method == "multiple_choice" else fb.contrastive_log_likelihood
-        return lambda pairs, c: ask(get_model(run, "critic"), pairs, c, seed=run.recipe.seed, **settings)
+    methods = {"multiple_choice": fb.multiple_choice, "contrastive": fb.contrastive_log_likelihood}
+    if ask := methods.get(f.method):
+        return lambda pairs, c: ask(get_model(run, "feedback"), pairs, c, seed=run.recipe.seed, **settings)
     if (folder / "judge" / "judges.json").exists():
-        judges = Judges.load(folder / "judge", get_model(run, "initial", local=True))
+        judges = Judges.load(folder / "judge", get_model(run, "feedback", local=True))
     else:
         judges = get_judges(run, "train")
         judges.save(folder / "judge")
@@ -152,7 +154,7 @@ def label_accuracies(run, label):
     f, found = run.recipe.feedback, {}
     methods = {"multiple choice, initial policy": lambda pairs, c: fb.multiple_choice(
         get_model(run, "initial"), pairs, c, batch_size=f.batch_size)}
-    if not (f.method == "multiple_choice" and critic_checkpoint_paths(run) == checkpoint_paths(run, "initial")):
+    if (f.method, run.recipe.role("feedback")) != ("multiple_choice", run.recipe.role("initial")):
         methods[f"{f.method}, as used here"] = label
     for name, method in methods.items() if f.check else ():
         pairs, records = [], []
@@ -181,7 +183,7 @@ def preference_stage(run, folder):
     limit = p.extra_limit or None
     extra = [r for source in p.extra_comparisons for r in labelled_comparisons(source, p.extra_label, limit)]
     settings, out = PreferenceSettings(**preference_settings(run.recipe)), folder / "model"
-    metrics = together(train_preference_model, run.recipe.model.name, by_ai + extra, out, settings)[0]
+    metrics = together(train_preference_model, run.recipe.role("preference")[0], by_ai + extra, out, settings)[0]
     return save_metrics(folder, metrics, by_ai=len(by_ai), labelled=len(extra))
 
 # %% ../nbs/10f_stages.ipynb #3748d634
@@ -318,12 +320,15 @@ def progress_callback(rollouts):
 
 # %% ../nbs/10f_stages.ipynb #9e1e9617
 def evaluation_stage(run, folder):
-    "Stage 6: the three models on held-out prompts"
+    "Stage 6: the three models on held-out prompts, and the responder where it is another one"
     from cai_nb.evaluation import evaluate
     from cai_nb.records import Records
     from cai_nb.responses import sample_responses
     e, seed, prompts = run.recipe.evaluation, run.recipe.seed, prompts_of(run, part="heldout")
-    models = {p: lambda p=p: load_for_sampling(run.recipe, *checkpoint_paths(run, p)) for p in POLICIES}
+    paths = {p: checkpoint_paths(run, p) for p in POLICIES}
+    if run.recipe.role("responder") != run.recipe.role("initial"):
+        paths["responder"] = role_checkpoint_paths(run, "responder")
+    models = {name: lambda p=p: load_for_sampling(run.recipe, *p) for name, p in paths.items()}
     responses = sample_responses(models, prompts, max_tokens=e.max_tokens, temperature=e.temperature, seed=seed,
                                samples=e.samples, records=Records(folder / "records.jsonl"), batch_size=e.batch_size)
     judges = make_evaluation_judges(run)
