@@ -5,10 +5,11 @@
     python benchmarks/asking.py --json benchmarks/results/asking.json --models          the figures again
 
 Three sets of pairs whose better response is known: the constitutions' held-out pairs, the paper's comparisons (left out
-where the file is missing; each gets a principle that is drawn by its id), and pairs that a program labels under the
-mechanical principles. Every pair is labelled under its principle and under the principle's opposite; *steered* is the
-share of pairs in which the better response is more probable under the principle, ties counting as half. Intervals are
-Wilson's, 95 %. Scales of log-odds are fitted on training pairs, once for each model and way.
+where the file is missing; each gets a principle that is drawn by its id), and the held-out pairs again under the
+mechanical principles, where a program knows the better response. Every pair is labelled under its principle and under
+the principle's opposite; *steered* is the share of pairs in which the better response is more probable under the
+principle, ties counting as half. Where the label is a difference between the two, one follows from the other, and
+*steered* is the accuracy. Intervals: 95 %. Scales of log-odds are fitted on training pairs, once a model and way.
 
 A row is saved as soon as it is measured, and a row that the file has (same model, way, set and number of pairs) is not
 measured again. A question that an earlier row asked is not asked again either, but its time counts: `labels_per_second`
@@ -77,7 +78,7 @@ WAYS = {  # function (model, pairs, constitution), and what a label costs in que
     "ensemble of principles": (averaged, 8),
     "chain of thought": (partial(chain_of_thought, clamp=None), 60),
 }
-SCALED = ("contrastive", "pointwise")  # how the names of ways with a scale begin
+DIFFERENCES = ("contrastive", "pointwise")  # ways that begin so have a scale, and give 1 − p under the opposite
 
 
 class Remembering:
@@ -85,6 +86,7 @@ class Remembering:
 
     def __init__(self, model):
         self.model, self.id, self.known, self.seconds = model, model.id, {}, 0.0
+        self.billions = round(sum(weights.numel() for weights in model.model.parameters()) / 1e9, 3)
 
     def _timed(self, method, *args, **settings):
         start = time.perf_counter()
@@ -114,25 +116,24 @@ class Remembering:
         return np.array([self.known[key][0] for key in keys])
 
 
-def some(pairs, n):
-    "`n` pairs, the same ones in every run"
-    return sorted(pairs, key=lambda pair: rng("asking", pair["id"]).random())[:n]
+def shuffled(pairs):
+    "Pairs in an order of their own, the same in every run"
+    return sorted(pairs, key=lambda pair: rng("asking", pair["id"]).random())
 
 
 def sets(names, comparisons, bundled):
     "{name: (pairs, constitution)}; every pair names its principle"
-    found = {}
-    if "bundled" in names:
-        found["bundled"] = as_pairs(labelled_pairs(bundled, "heldout", exemplars=False)), bundled
+    held = shuffled(as_pairs(labelled_pairs(bundled, "heldout", exemplars=False)))
+    found = {"bundled": (held, bundled)} if "bundled" in names else {}
     if "paper" in names and Path(comparisons).is_file():
-        pairs = [{k: v for k, v in pair.items() if v != ""} for pair in as_pairs(load_comparisons(comparisons))]
+        pairs = shuffled(as_pairs(load_comparisons(comparisons)))
         found["paper"] = [pair | {"principle": principle_for(pair, bundled).id} for pair in pairs], bundled
     elif "paper" in names:
         print(f"{comparisons} is missing: the paper's comparisons are left out")
     if "mechanical" in names:
         mechanical = Constitution.load("mechanical")
         together = Constitution("mechanical", "", (*mechanical, *bundled))  # exemplars come from the bundled ones
-        found["mechanical"] = mechanical_pairs(mechanical), together
+        found["mechanical"] = mechanical_pairs(held, mechanical), together
     return found
 
 
@@ -148,28 +149,26 @@ def fitted_scale(ask, model, pairs, constitution):
     return max(fit_temperature(np.log(p / (1 - p))), 1e-3)
 
 
-def measure(ask, model, pairs, constitution):
-    "A row of the table, without its names"
-    under, model.seconds = {}, 0.0
+def measure(ask, model, pairs, constitution, symmetric):
+    "What is measured of a way of asking on a set of pairs"
+    labels, model.seconds = [], 0.0
 
     def label(pairs, c):
-        records = ask(model, pairs, c)
-        if c is constitution:
-            under.update({r["id"]: r for r in records})
-        return records
+        labels.append(ask(model, pairs, c))
+        return labels[-1]
 
-    moved = steering(label, pairs, constitution)
-    right = accuracy(p_better(under.values(), pairs))
+    moved = steering(label, pairs, constitution, symmetric=symmetric)[0]
+    right = accuracy(p_better(labels[0], pairs))  # those under the principle come first
     return {"accuracy": right["accuracy"], "low": right["low"], "high": right["high"],
             "ece": right["calibration_error"], "log_loss": right["cross_entropy"],
             "steered": moved["steered"], "steered_low": moved["low"], "steered_high": moved["high"],
-            "labels_per_second": 2 * len(pairs) / model.seconds, "n": right["n"]}  # fmt: skip
+            "labels_per_second": len(labels) * len(pairs) / model.seconds, "n": right["n"]}  # fmt: skip
 
 
 def work(name, way, n):
     "How long a row takes, in any unit: questions times the size in the model's name"
     size = re.search(r"([\d.]+)b\b", name.lower())
-    return 2 * n * WAYS[way][1] * (float(size[1]) if size else 0.135)
+    return n * WAYS[way][1] * (1 if way.startswith(DIFFERENCES) else 2) * (float(size[1]) if size else 0.135)
 
 
 def draw(rows, path):
@@ -183,7 +182,7 @@ def draw(rows, path):
     for what, ends in (("accuracy", ("low", "high")), ("steered", ("steered_low", "steered_high"))):
         columns = min(4, len(names))
         fig = Figure(figsize=(1 + 2.4 * columns, 0.9 + 2.3 * -(-len(names) // columns)), layout="constrained")
-        axes = fig.subplots(-(-len(names) // columns), columns, sharex=True, sharey=True, squeeze=False).flat
+        axes = [*fig.subplots(-(-len(names) // columns), columns, sharex=True, sharey=True, squeeze=False).flat]
         sizes = sorted({row["billions"] for row in rows})
         for ax, way in zip(axes, names):
             for k, (name, (color, marker)) in enumerate(looks.items()):
@@ -201,7 +200,7 @@ def draw(rows, path):
             ax.set_title(way, fontsize=10)
             ax.grid(axis="y", alpha=0.25)
             ax.legend(fontsize=7.5, frameon=False, loc="lower right")
-        for ax in list(axes)[len(names):]:
+        for ax in axes[len(names) :]:
             ax.set_visible(False)
         fig.supylabel(what, fontsize=10)
         fig.supxlabel(f"weights of the feedback model; {title[what]}; 95 % intervals", fontsize=9)
@@ -223,35 +222,32 @@ def main():
                      "help": "the paper's comparisons"},
         dtype={"default": "float32", "help": "of the weights; bfloat16 rounds log-odds to a coarse grid"},
     )  # fmt: skip
-    rows = (args.json and read_json(args.json) or {}).get("rows", [])
     bundled = Ensemble([(name, 1) for names in BUNDLED.values() for name in names])
+    known = shuffled(as_pairs(labelled_pairs(bundled, "train", exemplars=False)))[: args.known]
     found = sets(args.sets, args.comparisons, bundled)
-    known = some(as_pairs(labelled_pairs(bundled, "train", exemplars=False)), args.known)
     ways = [way for way in WAYS if any(word in way for word in args.ways)]
-    todo = {(name, way, which): some(pairs, min(args.slow if WAYS[way][1] > 4 else args.pairs, len(pairs)))
-            for name in args.models for way in ways for which, (pairs, _) in found.items()}  # fmt: skip
+    rows = (args.json and read_json(args.json) or {}).get("rows", [])
     done = {(r["model"], r["way"], r["set"], r["n"]) for r in rows}
-    todo = {key: pairs for key, pairs in todo.items() if (*key, len(pairs)) not in done}
-    left = sum(work(name, way, len(pairs)) for (name, way, _), pairs in todo.items())
-    model, loaded, scales, start, worked = None, None, {}, time.perf_counter(), 0
-    for at, ((name, way, which), pairs) in enumerate(todo.items(), 1):
+    todo = [(name, way, which, pairs[: args.slow if WAYS[way][1] > 4 else args.pairs])
+            for name in args.models for way in ways for which, (pairs, _) in found.items()]  # fmt: skip
+    todo = [(*names, pairs) for *names, pairs in todo if (*names, len(pairs)) not in done]
+    left = [work(name, way, len(pairs)) for name, way, _, pairs in todo]
+    model, loaded, start = None, None, time.perf_counter()
+    for at, (name, way, which, pairs) in enumerate(todo, 1):
         if loaded != name:
-            model, scales = None, {}  # the earlier one's memory is free before the next is loaded
-            lm = LanguageModel.load(name, dtype=args.dtype)
-            model, loaded = Remembering(lm), name
-            billions = sum(weights.numel() for weights in lm.model.parameters()) / 1e9
-        ask = WAYS[way][0]
-        if way.startswith(SCALED):
+            model = None  # its memory is free before the next one is loaded
+            model, loaded, scales = Remembering(LanguageModel.load(name, dtype=args.dtype)), name, {}
+        ask, scaled = WAYS[way][0], way.startswith(DIFFERENCES)
+        if scaled:
             scales[way] = scales[way] if way in scales else fitted_scale(ask, model, known, bundled)
             ask = partial(ask, scale=scales[way])
-        row = {"model": name, "way": way, "set": which, **measure(ask, model, pairs, found[which][1]),
-               "billions": round(billions, 3), "scale": scales.get(way)}  # fmt: skip
+        row = {"model": name, "way": way, "set": which, **measure(ask, model, pairs, found[which][1], scaled),
+               "billions": model.billions, "scale": scales.get(way)}  # fmt: skip
         rows = [r for r in rows if (r["model"], r["way"], r["set"]) != (name, way, which)] + [row]
         if args.json:
             write_json(args.json, {"rows": rows, "dtype": args.dtype, "known": args.known, "machine": machine()})
-        worked += work(name, way, len(pairs))
-        minutes = (time.perf_counter() - start) * (left - worked) / worked / 60
         show([{key: row[key] for key in SHOWN}])
+        minutes = (time.perf_counter() - start) / 60 * sum(left[at:]) / sum(left[:at])
         print(f"row {at} of {len(todo)}, about {minutes:.0f} minutes left", flush=True)
     print()
     show([{key: row[key] for key in SHOWN} for row in rows])
