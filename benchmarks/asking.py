@@ -144,9 +144,9 @@ def p_better(records, pairs):
 
 
 def fitted_scale(ask, model, pairs, constitution):
-    "The scale that calibrates a way of asking on these pairs"
+    "The scale that calibrates a way of asking on these pairs; not below 0.1, where rounding would make ties of labels"
     p = np.clip(p_better(ask(model, pairs, constitution), pairs), 1e-9, 1 - 1e-9)
-    return max(fit_temperature(np.log(p / (1 - p))), 1e-3)
+    return max(fit_temperature(np.log(p / (1 - p))), 0.1)
 
 
 def measure(ask, model, pairs, constitution, symmetric):
