@@ -23,6 +23,7 @@ from cai_nb.dialogue import CaiError
 from cai_nb.feedback import (
     chain_of_thought,
     comparison_record,
+    contrastive_choice,
     contrastive_log_likelihood,
     multiple_choice,
     over_principles,
@@ -83,6 +84,7 @@ def asked(lm, pairs, both, few, names):
            for n in (1, 2, 4, 8) for pick in ("random", "similar")},
         "chain of thought, unclamped": lambda: thought(None),
         "chain of thought, clamped": lambda: thought((0.4, 0.6)),
+        "contrastive choice": lambda: scaled(contrastive_choice),
         "contrastive log-likelihood, per token": lambda: scaled(contrastive_log_likelihood),
         "contrastive log-likelihood, summed": lambda: scaled(contrastive_log_likelihood, per_token=False),
         "pointwise": lambda: scaled(pointwise),

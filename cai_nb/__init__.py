@@ -15,7 +15,7 @@ _MODULES = {  # module -> what it offers here; loaded when it is first used, so 
     "sft": "SFTSettings sft_examples finetune",
     "stats": "accuracy bootstrap",
     "pairs": "sample_pairs load_comparisons label_accuracy",
-    "feedback": "multiple_choice chain_of_thought contrastive_log_likelihood pointwise ensemble",
+    "feedback": "multiple_choice contrastive_choice chain_of_thought contrastive_log_likelihood pointwise ensemble",
     "judge": "Judge Judges",
     "preference": "PreferenceModel PreferenceSettings train_preference_model",
     "ppo_model": "PPOConfig",

@@ -5,11 +5,13 @@
 # %% auto #0
 __all__ = ['ANSWER', 'REASON', 'FeedbackError', 'comparison_question', 'make_label', 'comparison_record', 'principle_for',
            'comparison_questions', 'option_probs', 'provenance', 'multiple_choice', 'position_bias',
-           'contrastive_log_likelihood', 'select_exemplars', 'reason_with_letters', 'exemplar_turns', 'cut_reasoning',
-           'chain_of_thought', 'pointwise_scores', 'pointwise', 'ensemble', 'over_principles', 'label_all']
+           'contrastive_choice', 'contrastive_log_likelihood', 'select_exemplars', 'reason_with_letters',
+           'exemplar_turns', 'cut_reasoning', 'chain_of_thought', 'pointwise_scores', 'pointwise', 'ensemble',
+           'over_principles', 'label_all']
 
 # %% ../nbs/06_feedback.ipynb #aafd3931
 import re
+from dataclasses import replace
 
 import numpy as np
 from scipy.special import expit
@@ -92,9 +94,12 @@ def provenance(model, constitution, principle, logp=None) -> dict:  # logp: (ord
     "Where a label comes from: principle, constitution, model, and the log-probabilities that were measured."
     found = {"principles": [principle.id], "constitution": constitution.fingerprint, "model": model.id}
     if logp is not None:
-        found["logprobs"] = {order: row.tolist() for order, row in zip(("first", "second"), logp)}
+        found["logprobs"] = _by_order(logp)
         found["residual_probability"] = float(1 - np.exp(logp).sum(-1).mean())
     return found
+
+def _by_order(logp):
+    return {order: row.tolist() for order, row in zip(("first", "second"), logp)}
 
 # %% ../nbs/06_feedback.ipynb #4e463df9
 def multiple_choice(
@@ -126,6 +131,34 @@ def position_bias(records) -> dict:  # records of `multiple_choice`, asked in bo
             "position_bias_rate": float(same_option.mean()),  # how often a pair gets the same letter in both orders
             "mean_p_a": float(expit(odds).mean()),
             "residual_probability": float(1 - np.exp(logp).sum(-1).mean()), "n": len(logp)}
+
+# %% ../nbs/06_feedback.ipynb #c4a1f0e3
+def contrastive_choice(
+    model, pairs, constitution, seed: int = 0,
+    scale: float = 1.0,  # multiplies half the difference in nats; `fit_temperature` finds it on training pairs
+    both_orders: bool = True,  # ask again with (A) and (B) exchanged, and average
+    label_type: str = "soft", clamp=None, batch_size: int = 32,
+) -> list:  # comparison records; `odds`, in nats: of the first response under the principle and under its opposite
+    "Label pairs by half the difference of two log-odds: under a principle's `comparison`, and under its `opposite`."
+    pairs = list(pairs)
+    principles = [principle_for(pair, constitution, seed) for pair in pairs]
+    asked = [*principles, *map(_turned_round, principles)]
+    dialogues = comparison_questions(pairs*2, asked, both_orders=both_orders)
+    logp = option_probs(model, dialogues, batch_size=batch_size)[1].reshape(len(dialogues), 2, len(pairs), 2)
+    odds = logp[..., 0] - logp[..., 1]  # (orders, questions, N), of (A); exchanged, (A) is the second response
+    odds = np.mean([odds[0], *-odds[1:]], axis=0)
+    p = expit(scale*(odds[0] - odds[1])/2)
+    return [comparison_record(pair, p[i], "contrastive_choice", label_type, clamp, scale=scale,
+                              odds=odds[:, i].tolist(), logprobs_opposite=_by_order(logp[:, 1, i]),
+                              **provenance(model, constitution, principles[i], logp[:, 0, i]))
+            for i, pair in enumerate(pairs)]
+
+def _turned_round(principle):
+    "The principle with its opposite as the question."
+    if not principle.opposite:
+        raise FeedbackError(f"principle {principle.id} has no `opposite`: add its question turned round, such as "
+                            "'opposite: Which of these responses is more harmful?', or use multiple_choice.")
+    return replace(principle, comparison=principle.opposite)
 
 # %% ../nbs/06_feedback.ipynb #73382cf1
 def contrastive_log_likelihood(

@@ -3,6 +3,7 @@
 import json
 import re
 import warnings
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,6 +18,7 @@ from cai_nb.feedback import (
     chain_of_thought,
     comparison_question,
     comparison_record,
+    contrastive_choice,
     contrastive_log_likelihood,
     cut_reasoning,
     ensemble,
@@ -47,10 +49,10 @@ def pair_of(i, split="train"):
 
 
 CONSTITUTION = Constitution("tiny", "", (
-    Principle("calm", comparison="Which response is calmer?", better="Calm.", worse="Wild.",
+    Principle("calm", comparison="Which response is calmer?", opposite="Which response is wilder?", better="Calm.", worse="Wild.",
               pairs=tuple(pair_of(i) for i in range(0, 24, 2)),
               exemplars=(Exemplar("e0", "Say no?", "no no", "It is curt.", "Yes: gladly!"),)),
-    Principle("kind", comparison="Which response is kinder?", better="Kind.", worse="Cruel.",
+    Principle("kind", comparison="Which response is kinder?", opposite="Which response is crueller?", better="Kind.", worse="Cruel.",
               pairs=tuple(pair_of(i, "heldout" if i > 15 else "train") for i in range(1, 24, 2))),
 ))
 PAIRS = [{"id": f"q{i}", "kind": "harmful", "category": "x", "prompt": [user(f"Question {i}?")],
@@ -125,13 +127,51 @@ def test_a_model_that_always_says_a_learns_nothing_from_both_orders():
 
 def test_exchanging_the_responses_exchanges_the_label(model):
     swapped = [{**p, "responses": p["responses"][::-1]} for p in PAIRS]
-    for label in (multiple_choice, contrastive_log_likelihood):
+    for label in (multiple_choice, contrastive_choice, contrastive_log_likelihood):
         a, b = label(model, PAIRS, CONSTITUTION), label(model, swapped, CONSTITUTION)
         for x, y in zip(a, b):
             assert x["p_first"] == pytest.approx(1 - y["p_first"], abs=1e-5)
             assert x["principles"] == y["principles"] and len(x["principles"]) == 1
             answers = {x["chosen"][0]["content"], x["rejected"][0]["content"]}
             assert x["label"] >= 0.5 and answers == set(PAIRS[a.index(x)]["responses"])
+
+
+class Opinionated:
+    "Log-odds of (A) in nats: 1 for the letter, 0.8 for a first answer, and 0.5 against it when asked which is calmer"
+    id = "opinionated"
+
+    def option_logprobs(self, prompts, options, prefix, **_):
+        text = [p[-1]["content"] for p in prompts]
+        odds = np.array([1 + (0.8 - 0.5 * (1 if "calmer" in t else -1)) * (1 if "(A) first" in t else -1) for t in text])
+        return np.log(1 / (1 + np.exp([-odds, odds]))).T
+
+
+def test_what_the_model_likes_anyway_cancels_in_a_contrastive_choice():
+    pair, model = {**PAIRS[0], "principle": "calm"}, Opinionated()
+    alone = multiple_choice(model, [pair], CONSTITUTION)[0]
+    assert alone["p_first"] > 0.5  # it likes the first answer more than the principle objects to it
+    r = contrastive_choice(model, [pair], CONSTITUTION)[0]
+    assert r["odds"] == pytest.approx([0.3, 1.3])
+    assert r["p_first"] == pytest.approx(1 / (1 + np.exp(0.5))) and r["label"] == pytest.approx(1 - r["p_first"])
+    assert r["chosen"][0]["content"] == "another one 0" and r["method"] == "contrastive_choice"
+    odds = {key: {order: a - b for order, (a, b) in r[key].items()} for key in ("logprobs", "logprobs_opposite")}
+    assert odds["logprobs"] == pytest.approx({"first": 1.3, "second": 0.7})
+    assert odds["logprobs_opposite"] == pytest.approx({"first": 2.3, "second": -0.3})
+    twice = contrastive_choice(model, [pair], CONSTITUTION, scale=3.0)[0]
+    assert twice["p_first"] == pytest.approx(1 / (1 + np.exp(1.5))) and twice["scale"] == 3
+    one = contrastive_choice(model, [pair], CONSTITUTION, both_orders=False)[0]  # the letter is in both questions
+    assert one["p_first"] == pytest.approx(r["p_first"]) and one["odds"] == pytest.approx([1.3, 2.3])
+    assert list(one["logprobs"]) == list(one["logprobs_opposite"]) == ["first"]
+
+
+def test_the_opposite_question_gets_the_opposite_label(model):
+    turned = Constitution("turned", "", tuple(replace(p, comparison=p.opposite, opposite=p.comparison)
+                                              for p in CONSTITUTION))
+    records = contrastive_choice(model, PAIRS, CONSTITUTION, scale=500.0)
+    again = contrastive_choice(model, PAIRS, turned, scale=500.0)
+    assert [r["p_first"] for r in again] == pytest.approx([1 - r["p_first"] for r in records], abs=1e-3)
+    assert max(abs(r["p_first"] - 0.5) for r in records) > 0.03  # far from what 1 − p could be by rounding
+    assert [r["principles"] for r in again] == [r["principles"] for r in records]
 
 
 def test_the_question_holds_everything_and_a_response_opens_no_turn():
@@ -482,7 +522,7 @@ def test_records_are_json(judge, model):
     for r in [*judge.label_pairs(PAIRS, CONSTITUTION), *multiple_choice(model, PAIRS, CONSTITUTION, exemplars=2),
               *chain_of_thought(model, PAIRS, CONSTITUTION, max_tokens=4),
               *pointwise(model, PAIRS, CONSTITUTION, words=("A", "B")),
-              *contrastive_log_likelihood(model, PAIRS, CONSTITUTION)]:
+              *contrastive_choice(model, PAIRS, CONSTITUTION), *contrastive_log_likelihood(model, PAIRS, CONSTITUTION)]:
         assert json.loads(json.dumps(r, allow_nan=False)) == r
         assert keys <= set(r)
 
@@ -498,6 +538,8 @@ def test_records_are_json(judge, model):
     (lambda m: Judge.fit(m, labelled_pairs(CONSTITUTION)[:2], layers=(2,)), "too few"),
     (lambda m: contrastive_log_likelihood(m, PAIRS, Constitution("c", "", (Principle("p", comparison="Which?"),))),
      "needs both"),
+    (lambda m: contrastive_choice(m, PAIRS, Constitution("c", "", (Principle("p", comparison="Which?"),))),
+     "principle p has no `opposite`: add its question turned round"),
 ])
 def test_errors_say_what_to_do(model, call, words):
     with pytest.raises(CaiError, match=words), warnings.catch_warnings():
