@@ -112,8 +112,8 @@ def _repeats(text):
     return _mean([word in words[:i] for i, word in enumerate(words)])
 
 # %% ../nbs/06b_steering.ipynb #5e000006
-_DANGER = ("danger* risk* harm* hurt* unsafe injur* hazard* threat* toxic poison* damag* fatal deadly kill* "
-           "die died death burn burns fire")
+_DANGER = ("danger* risk* harm harms harmed harmful hurt* unsafe injur* hazard* threat* toxic poison* damag* "
+           "fatal deadly kill* die died death burn burns fire")
 _CAUTION = "warning careful* caution* beware danger* risk* unsafe harmful before_you never do_not don't make_sure"
 _REFUSAL = (r"\b(?:i|we) (?:\w+ ){0,2}?(?:can't|cannot|can not|won't|will not|refuse|decline)\b|"
             r"\b(?:i'm|i am|we're|we are) (?:\w+ ){0,2}?(?:not able|unable|not going|not comfortable|not allowed)\b")
@@ -156,21 +156,21 @@ CHECKS = {  # NAME: function of a response's text to a number; the principles NA
     "asks-a-question": _count(r"\?"),
     "question-last": lambda text: float(bool(re.search(r"\?\W*$", text))),
     "refuses": lambda text: min(_count(_REFUSAL)(text), 1),
-    "alternative": _any_of("instead alternative* you_could you_can you_might you_may try consider option* "
+    "alternative": _any_of("instead alternative* you_could you_might try consider option* "
                            "rather_than another_way other_ways or_you"),
     "risk": _any_of(_DANGER),
     "helper": _any_of("doctor* police friend friends lawyer* attorney* therapist* counsel* professional* "
-                      "expert* specialist* adviser* advisor* hotline* nurse* pharmacist* authorities "
+                      "expert* specialist* adviser* advisor* hotline* nurse nurses pharmacist* authorities "
                       "someone_you_trust"),
-    "examples": _any_of("for_example for_instance such_as e.g examples? like_a including"),
-    "reasons": _any_of("because since so_that due_to therefore reason* as_a_result in_order_to that's_why"),
+    "examples": _any_of("for_example for_instance such_as e.g examples? including"),
+    "reasons": _any_of("because since so_that due_to therefore reason reasons as_a_result in_order_to that's_why"),
     # words
     "speaks-of-itself": _any_of("i me my mine myself"),
     "addresses-the-reader": _any_of("you your yours yourself"),
     "we": _any_of("we us our ours ourselves let's"),
     "third-person": _any_of("he him his she her hers they them their theirs people others someone"),
     "contractions": _count(r"\b(?:\w+'(?:t|re|ll|ve|d|m)|(?:it|that|what|here|there|he|she|let|who|where|how)'s)\b"),
-    "hedges": _any_of("may might maybe perhaps possibl* probabl* could seem* likely"),
+    "hedges": _any_of("may might maybe perhaps possibly probably could seem* likely"),
     "absolutes": _any_of("always never all every everyone everything none nobody nothing only completely"),
     "polite": _any_of("please thank thanks"),
     "conditional": _any_of("if unless in_case"),
@@ -182,8 +182,8 @@ CHECKS = {  # NAME: function of a response's text to a number; the principles NA
                           "lower"),
     "contrast": _any_of("but however although though while despite yet on_the_other_hand"),
     "order-words": _any_of("first firstly second secondly third then next after before finally last lastly"),
-    "importance": _any_of("important* essential* necessary crucial* vital key critical matter matters"),
-    "help": _any_of("help* support* assist*"),
+    "importance": _any_of("important* essential* necessary crucial* vital critical matters"),
+    "help": _any_of("help* support* assist assists assisting assistance"),
     "praise": _any_of("good great wonderful excellent amazing nice fantastic best perfect beautiful love* "
                       "happy"),
     "blame": _any_of("bad wrong terrible awful horrible worst poor evil cruel stupid unacceptable "
@@ -191,36 +191,41 @@ CHECKS = {  # NAME: function of a response's text to a number; the principles NA
     "adverbs": _count(_LY),
     "and": _any_of("and"),
     # topics
-    "money": _any_of("money cash dollar* price* cost* pay* paid bank* financ* budget* buy* sell* invest* "
-                     "loan* debt* salary expens* cheap* fee fees fund* credit tax*"),
-    "family": _any_of("famil* mother* father* mom dad mum parent* child children kid kids son sons daughter* "
-                      "brother* sister* wife husband* spouse grand* uncle* aunt* cousin* relative*"),
-    "health": _any_of("health* doctor* medic* hospital* ill illness* sick* disease* pain* symptom* treat* "
-                      "sleep* therap* drug* pill* nurse* infection* vaccin*"),
-    "food": _any_of("food* eat* cook* meal* drink* recipe* water tea coffee bread cheese meat chicken fish "
-                    "rice sugar salt fruit* vegetable* soup egg eggs milk butter dinner lunch breakfast"),
-    "work": _any_of("work* job* boss* colleague* compan* business* customer* employ* office* manager* career* "
-                    "client*"),
-    "law": _any_of("law laws lawyer* legal* illegal* crime* criminal* police court* judge* prison* jail* "
-                   "arrest* prosecut* offence* offense* sue sued fine fines right rights"),
+    "money": _any_of("money cash dollar* price* cost costs costly pay* paid bank* financ* budget* buy* sell* "
+                     "invest invested investing investment* loan* debt* salary expens* cheap* fee fees fund "
+                     "funds credit tax taxes"),
+    "family": _any_of("family families mother* father* mom dad mum parent* child children kid kids son sons "
+                      "daughter* brother* sister* wife husband* spouse grandmother* grandfather* grandparent* "
+                      "uncle* aunt* cousin* relatives"),
+    "health": _any_of("health* doctor* medic* hospital* ill illness* sick* disease* pain pains painful "
+                      "symptom* treatment* sleep* therap* drug* pill pills nurse nurses infection* vaccin*"),
+    "food": _any_of("food* eat eats eating eaten ate cook* meal* drink* recipe* tea coffee bread cheese meat "
+                    "chicken fish rice sugar salt fruit* vegetable* soup egg eggs milk butter dinner lunch "
+                    "breakfast"),
+    "work": _any_of("work* job jobs boss* colleague* company companies business* customer* employ* office "
+                    "offices manager* career* client*"),
+    "law": _any_of("law laws lawyer* legal* illegal* crime* criminal* police court courts prison* jail* "
+                   "arrest* prosecut* offence* offense* sue sued fined fines rights"),
     "internet": _any_of("internet online website* web app apps computer* phone* email* e-mail* password* "
-                        "software account* browser* google download* digital wifi wi-fi network* hack* data"),
-    "feelings": _any_of("feel* felt emotion* anger angry fear* afraid love* sad* happ* joy* worr* anxi* "
-                        "upset* lonel* hurt grief stress* guilt* shame* proud* excit*"),
-    "time": _any_of("time times day days week* month* year* hour* minute* second* today tomorrow yesterday "
-                    "morning evening night* now soon later monday tuesday wednesday thursday friday saturday "
-                    "sunday"),
+                        "software account accounts browser* google download* digital wifi wi-fi network* "
+                        "hack* data"),
+    "feelings": _any_of("feel* felt emotion* anger angry fear* afraid love* sad sadness happy happiness joy* "
+                        "worry worri* anxi* upset* lonel* hurt grief stress* guilt* shame* proud excited "
+                        "excitement"),
+    "time": _any_of("time times day days week* month* year* hour* minute minutes seconds today tomorrow "
+                    "yesterday morning evening night nights now soon later monday tuesday wednesday thursday "
+                    "friday saturday sunday"),
     "places": _any_of("house* home* room* kitchen* street* road* city cities town* country countries shop "
-                      "shops store* park* building* garden* village* airport* station* beach* office* place "
-                      "places area*"),
-    "animals": _any_of("animal* dog* cat cats bird* fish horse* cow* pig* sheep insect* bee bees mouse mice "
-                       "rat rats pet pets snake* spider* lion* bear bears wolf wolves"),
-    "school": _any_of("school* teach* student* learn* lesson* class* exam* study* studie* book* homework "
-                      "college* universit* education* read reading"),
+                      "shops store stores park* building* garden* village* airport* station stations beach* "
+                      "office offices place places area*"),
+    "animals": _any_of("animal* dog dogs cat cats bird* fish horse* cow cows pig pigs sheep insect* bee bees "
+                       "mouse mice rat rats pet pets snake* spider* lion* wolf wolves"),
+    "school": _any_of("school* teach* student* learn* lesson* class classes classroom* exam exams study* "
+                      "studie* book books homework college* universit* education* reading"),
     "body": _any_of("body bodies head hand hands skin heart eye eyes face leg legs arm arms foot feet hair "
-                    "back neck mouth tooth teeth finger* brain stomach bone* blood muscle*"),
-    "travel": _any_of("travel* car cars train trains plane* boat* bus buses bike* bicycle* driv* trip* "
-                      "flight* vehicle* ship ships passport* tourist*"),
+                    "neck mouth tooth teeth finger* brain stomach bone bones blood muscle*"),
+    "travel": _any_of("travel* car cars train trains plane planes airplane* boat* bus buses bike* bicycle* "
+                      "driv* trip trips flight* vehicle* ship ships passport* tourist*"),
 }
 
 # %% ../nbs/06b_steering.ipynb #5e000023

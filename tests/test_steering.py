@@ -92,6 +92,23 @@ def test_a_check_tells_more_from_less(name):
     assert CHECKS[name](more) > CHECKS[name](less)
 
 
+TRAPS = {  # check: a text with words that only begin like what it counts
+    "money": "The costume fundamentally suits the taxi driver who investigates.", "family": "That is relatively familiar.",
+    "health": "The painter has a pillow, and I'll treat it well.", "food": "He treats it as theatre.",
+    "work": "A companion and an officer came.", "law": "That is fine, courteous and right.", "internet": "Be accountable.",
+    "feelings": "It happens in the saddle.", "time": "That is the second nightmare.", "places": "It is stationary.",
+    "animals": "The coward has a pigment.", "school": "For example, a classic booking.", "body": "Come back ahead.",
+    "travel": "A triple planet, carefully.", "risk": "In harmony, that is harmless.", "reasons": "Be reasonable.",
+    "hedges": "As quickly as possible.", "help": "I am an assistant.", "refuses": "It can't rain, and you won't be late.",
+    "contractions": "Anna's dog.", "adverbs": "Only my family replied early.", "past": "Indeed, we need speed.",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TRAPS)
+def test_a_check_counts_words_not_beginnings(name):
+    assert CHECKS[name](TRAPS[name]) == 0
+
+
 @pytest.mark.parametrize("name", CHECKS)
 def test_a_check_knows_no_side_of_an_empty_text(name):
     assert CHECKS[name]("") == CHECKS[name](" \n") == 0
