@@ -1619,6 +1619,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'cai_nb.steering.critique_attribution': ('steering.html#critique_attribution', 'cai_nb/steering.py'),
                                  'cai_nb.steering.mechanical_pairs': ('steering.html#mechanical_pairs', 'cai_nb/steering.py'),
                                  'cai_nb.steering.opposite': ('steering.html#opposite', 'cai_nb/steering.py'),
+                                 'cai_nb.steering.remembering': ('steering.html#remembering', 'cai_nb/steering.py'),
                                  'cai_nb.steering.steering': ('steering.html#steering', 'cai_nb/steering.py'),
                                  'cai_nb.steering.verdict': ('steering.html#verdict', 'cai_nb/steering.py')},
             'cai_nb.text': { 'cai_nb.text._stem': ('text.html#_stem', 'cai_nb/text.py'),

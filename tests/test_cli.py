@@ -142,9 +142,8 @@ def test_govern_says_no_of_a_model_of_random_weights(tmp_path):
     assert [row["principles"] for row in rows] == ["mechanical", "harmlessness+helpfulness"]
     assert all(row["n"] == 3 and row["method"] == "multiple_choice" and row["model"] in printed for row in rows)
     assert all(0 <= row["low"] <= row["steered"] <= row["high"] <= 1 for row in rows)
-    for row in rows:
-        answer = "yes" if row["low"] > 0.5 else "no"
-        assert f"{row['model']} reads {row['principles']}: {answer}, asked by" in printed
+    answer = "yes" if rows[1]["low"] > 0.5 else "no"
+    assert f"{rows[1]['model']} reads harmlessness+helpfulness: {answer}, asked by" in printed and printed.count(" reads ") == 1
     assert (tmp_path / "out" / "rows.png").stat().st_size > 5000
 
 
