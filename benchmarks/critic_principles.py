@@ -17,15 +17,15 @@ Intervals: bootstrap over prompts, 95 %.
 import sys
 from dataclasses import replace
 
-import numpy as np
 from bench import arguments, show, write
 
 from cai_nb.constitution import Constitution, rng
 from cai_nb.dialogue import CaiError, data_path
 from cai_nb.model import LanguageModel
 from cai_nb.prompts import load_prompts, split_prompts
-from cai_nb.revision import RevisionConfig, bigram_jaccard, critique_messages, revise, revise_round
+from cai_nb.revision import RevisionConfig, bigram_jaccard, revise, revise_round
 from cai_nb.stats import bootstrap, paired_difference
+from cai_nb.steering import critique_attribution
 
 WAYS = {"b": "other principle, same random numbers", "c": "same principle, other random numbers", "d": "other principle, other random numbers"}
 OTHER_SEED = 1000  # added to the seed: other random numbers
@@ -76,28 +76,6 @@ def change_rows(runs, ids):
     return rows
 
 
-def guessed(critic, asked, constitution):
-    "Ranks (1: most probable) of the true principle for `asked`: (prompt, response, critique, id of the principle)"
-    principles = [p for p in constitution if p.critique]
-    dialogues = [critique_messages(x, r, p) for x, r, _, _ in asked for p in principles]
-    texts = [c for _, _, c, _ in asked for _ in principles]
-    scores = critic.score(dialogues, texts)
-    logprobs = np.array([s.logprob for s in scores]).reshape(len(asked), len(principles))
-    true = [[p.id for p in principles].index(id) for _, _, _, id in asked]
-    own = logprobs[np.arange(len(asked)), true]
-    ranks = 1 + (logprobs > own[:, None]).sum(1)
-    probs = np.exp(own - np.logaddexp.reduce(logprobs, 1))
-    return ranks, probs, len(principles)
-
-
-def guess_row(name, critic, asked, constitution, groups):
-    ranks, probs, choices = guessed(critic, asked, constitution)
-    right, rank, sure = bootstrap(ranks == 1, groups), bootstrap(ranks, groups), bootstrap(probs, groups)
-    return {"critiques": name, "accuracy": right.mean, "low": right.low, "high": right.high, "chance": 1 / choices,
-            "mean_rank": rank.mean, "rank_low": rank.low, "rank_high": rank.high, "chance_rank": (choices + 1) / 2,
-            "mean_prob": sure.mean, "prompts": right.n, "n": len(asked)}  # fmt: skip
-
-
 def main():
     args = arguments(__doc__, n={"type": int, "default": 48, "help": "prompts"},
                      seeds={"type": int, "default": 2, "help": "seeds, from 0"},
@@ -112,7 +90,8 @@ def main():
     for seed in range(args.seeds):
         texts, first, drawn, others = four_ways(policy, critic, prompts, constitution, seed)
         runs.append(texts)
-        asked += [(p["prompt"], r, t[0], q.id) for p, r, t, q in zip(prompts, first, texts["a"], drawn)]
+        asked += [{"prompt": p["prompt"], "response": r, "critique": t[0], "principle": q.id}
+                  for p, r, t, q in zip(prompts, first, texts["a"], drawn)]  # fmt: skip
         examples += [{"id": p["id"], "seed": seed, "prompt": p["prompt"], "response": r,
                       "principles": {"a": q.id, "b": o.id, "c": q.id, "d": o.id},
                       **{way: dict(zip(("critique", "revision"), texts[way][i])) for way in texts}}
@@ -120,9 +99,10 @@ def main():
     ids = [p["id"] for p in prompts]
     rows = change_rows(runs, ids)
     show(rows)
-    written = [(e.messages, e.response, e.critique, p.id) for p, e in constitution.exemplars("heldout") if p.critique]
-    guesses = [guess_row("the critic's own, way (a)", critic, asked, constitution, ids * args.seeds),
-               guess_row("written, of held-out exemplars", critic, written, constitution, None)]  # fmt: skip
+    written = [{"prompt": e.messages, "response": e.response, "critique": e.critique, "principle": p.id}
+               for p, e in constitution.exemplars("heldout") if p.critique]  # fmt: skip
+    guesses = [{"critiques": name, **critique_attribution(critic, critiques, constitution)} for name, critiques in
+               (("the critic's own, way (a)", asked), ("written, of held-out exemplars", written))]  # fmt: skip
     show(guesses)
     write(args.json, rows=rows, guesses=guesses, examples=examples, seeds=list(range(args.seeds)),
           command=f"benchmarks/critic_principles.py --n {args.n} --seeds {args.seeds}")  # fmt: skip

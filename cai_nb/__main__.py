@@ -50,6 +50,7 @@ COMMANDS = {
     "blind": "a sheet of such responses with the models hidden, and its key; with --marks: who was preferred",
     "compare": "what differs between two runs: recipes, win rates, responses, with intervals",
     "figures": "the paper's figures from a run folder; from several, also what each change did",
+    "govern": "does a feedback model read the constitution? measured under its principles and their opposites",
     "exercises": "write the notebooks of exercises for a class, or with --solutions those for whoever teaches",
     "bundle": "collect wheels, model and notebooks in a folder for an offline classroom",
     "doctor": "look at versions, device, cache and disk; say what is missing",
@@ -126,6 +127,14 @@ def other_options(add, name):
         add("runs", nargs="+", metavar="RUN", help="run folders; the first is drawn, compared with the others")
         add("--out", metavar="DIR", help="where PNG and CSV files go (default: RUN/figures)")
         add("--only", action="append", default=[], metavar="NAME", help="this figure only; may be given many times")
+    if name == "govern":
+        add("models", nargs="+", metavar="MODEL", help="default, a hub id, a model folder, server:URL#MODEL, or a run")
+        add("--constitution", metavar="FILE", help="a name or a YAML file (default: harmlessness and helpfulness)")
+        add("--comparisons", metavar="FILE", help="labelled pairs, .jsonl (default: the constitution's held-out ones)")
+        add("--pairs", type=int, default=96, metavar="N",
+            help="pairs under the constitution, and as many under mechanical principles (default: %(default)s)")
+        add("--json", metavar="OUT", help="write the rows there, and the figure beside it (.png)")
+        add("--figure", metavar="FILE", help="draw the figure there (.png)")
     if name == "doctor":
         add("--fetch", metavar="NAME", nargs="?", const="default",
             help="fetch the model of this name (default: the default model) if it is not in the cache")
@@ -307,6 +316,67 @@ def finetune_critic_command(args):
     else:
         print(f"adapter: {critic_adapter(recipe.role('critic')[0], recipe, say, out, renew=True)}")
 
+# %% ../nbs/15_command.ipynb #5e150002
+def pairs_to_ask(args):
+    "[(constitution, labelled pairs)]: the mechanical principles, and the constitution that is meant"
+    from cai_nb.constitution import Constitution, Ensemble, rng
+    from cai_nb.pairs import as_pairs, labelled_pairs, load_comparisons
+    from cai_nb.steering import mechanical_pairs
+    mechanical, default = Constitution.load("mechanical"), Ensemble([("harmlessness", 1), ("helpfulness", 1)])
+    bundled = labelled_pairs(default, "heldout", exemplars=False)
+    sets = [(mechanical, mechanical_pairs(as_pairs(bundled), mechanical, args.pairs))]
+    constitution = Constitution.load(args.constitution) if args.constitution else default
+    if constitution.name == mechanical.name:
+        return sets
+    rows = load_comparisons(args.comparisons) if args.comparisons else labelled_pairs(constitution, "heldout", False)
+    if not rows:
+        say(f"{constitution.name} has no held-out pairs: the bundled ones, each under one of its principles at random")
+        rows = [{**row, "principle": ""} for row in bundled]
+    return [*sets, (constitution, as_pairs(rng("govern").sample(rows, min(args.pairs, len(rows)))))]
+
+def govern_figure(rows, path):
+    "Steered, a panel for each constitution, a line for each model and method"
+    from cai_nb.figures import draw_panels
+    from cai_nb.stats import Interval
+    panels = {name: {f"{r['model']}, {r['method']}": {"": Interval(r["steered"], r["low"], r["high"], r["n"])}
+                     for r in rows if r["principles"] == name} for name in dict.fromkeys(r["principles"] for r in rows)}
+    figure, axes, _ = draw_panels(panels, "labels that move the right way", 3)
+    for ax in axes:
+        ax.axvline(0.5, color="0.6", ls=":")
+        ax.set_xlim(0, 1)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130)
+
+def govern_command(args):
+    "Does a feedback model read the constitution?"
+    import json
+    from functools import partial
+    from cai_nb.feedback import comparison_question, principle_for
+    from cai_nb.reading import as_text, model_loaders
+    from cai_nb.steering import METHODS, remembering, steering, verdict
+    if args.pairs < 2:
+        raise CommandError("--pairs must be 2 or more; 96 give an interval of about ±0.1")
+    sets, rows, said = pairs_to_ask(args), [], []
+    for name, load in model_loaders(args.models).items():
+        model = remembering(load())
+        for constitution, pairs in sets:
+            asked = [comparison_question(p["prompt"], *p["responses"], principle_for(p, constitution)) for p in pairs]
+            pairs, mine = [p for p, ok in zip(pairs, model.fits(asked, 32)) if ok], []  # an opposite may be longer
+            for method, (ask, symmetric) in METHODS.items():
+                say(f"{visible(name)}: {len(pairs)} pairs under {visible(constitution.name)}, {method}")
+                found = steering(partial(ask, model), pairs, constitution, symmetric=symmetric)
+                mine += [{**row, "model": name} for row in found]
+            rows += mine
+        said.append(verdict(mine))  # under the last, the constitution that is meant
+    print(as_text([{k: f"{v:.2f}" if isinstance(v, float) else v for k, v in row.items()} for row in rows]))
+    print("\n" + "\n".join(map(visible, said)))
+    if args.json:
+        Path(args.json).parent.mkdir(parents=True, exist_ok=True)
+        Path(args.json).write_text(json.dumps({"rows": rows}, indent=1) + "\n", encoding="utf-8")
+    if picture := args.figure or args.json and Path(args.json).with_suffix(".png"):
+        govern_figure(rows, Path(picture))
+        print(f"figure: {picture}")
+
 # %% ../nbs/15_command.ipynb #dc6ef4e5
 def sample_command(args):
     "Responses to read"
@@ -358,7 +428,8 @@ def bundle_command(args):
 HANDLERS = {  # what is not in this table is a stage, or a run of all of them
     "report": report_command, "recipe": recipe_command, "finetune-critic": finetune_critic_command,
     "chat": chat_command, "sample": sample_command, "blind": blind_command, "compare": compare_command,
-    "figures": figures_command, "exercises": exercises_command, "bundle": bundle_command, "doctor": doctor_command}
+    "figures": figures_command, "govern": govern_command,
+    "exercises": exercises_command, "bundle": bundle_command, "doctor": doctor_command}
 
 # %% ../nbs/15_command.ipynb #f0f9b7ad
 def calm(debug):

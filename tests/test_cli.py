@@ -1,13 +1,16 @@
 """The cai-nb command as people use it: in a process of its own."""
 
 import errno
+import json
 import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import fake_run
 import pytest
+from tiny import tiny_folder
 
 from cai_nb.__main__ import HANDLERS, STAGE_COMMANDS, columns, explain, main
 from cai_nb.run import STAGES, RunError
@@ -68,6 +71,10 @@ def test_each_stage_has_a_command():
         (["chat", "default", "--prompt", ""], "prompt is empty"),
         (["sample", "default", "--prompts", "none.txt", "--out", "a.jsonl"], "none.txt: no such file"),
         (["sample", "default", "--prompts", "harmful", "--out", "a.jsonl", "--samples", "0"], "--samples must be 1"),
+        (["govern", "default", "--pairs", "1"], "--pairs must be 2"),
+        (["govern", "default", "--constitution", "harmlesness"], 'did you mean "harmlessness"'),
+        (["govern", "default", "--comparisons", "empty.jsonl"], "holds no comparison"),
+        (["govern", "no-such-model", "--pairs", "2"], "no model"),
         (["blind", "empty.jsonl"], "holds no responses"),
         (["compare", ".", "."], "no run with an evaluation"),
         (["run", "broken.yaml"], "broken YAML"),
@@ -118,6 +125,43 @@ def test_a_run_folder_of_another_recipe_is_refused(tmp_path):
     done = cai_nb("run", "laptop", "--out", tmp_path / "run", "--set", "ppo.clip=0.1")
     assert done.returncode == 1 and "ppo.clip (0.2 there, 0.1 here)" in done.stderr and done.stderr.count("\n") == 1
     assert not list(tmp_path.glob("*.old-*"))
+
+
+def govern(tmp_path, *words):
+    "The rows, and what was printed, for a model that has room for a comparison of a few hundred letters"
+    folder = Path(tiny_folder(tmp_path / "tiny"))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 4096}))
+    done = cai_nb("govern", folder, "--pairs", 3, "--json", tmp_path / "out" / "rows.json", *words)
+    assert done.returncode == 0, done.stderr
+    return json.loads((tmp_path / "out" / "rows.json").read_text())["rows"], done.stdout
+
+
+def test_govern_says_no_of_a_model_of_random_weights(tmp_path):
+    rows, printed = govern(tmp_path)
+    assert [row["principles"] for row in rows] == ["mechanical", "harmlessness+helpfulness"]
+    assert all(row["n"] == 3 and row["method"] == "multiple_choice" and row["model"] in printed for row in rows)
+    assert all(0 <= row["low"] <= row["steered"] <= row["high"] <= 1 for row in rows)
+    answer = "yes" if rows[1]["low"] > 0.5 else "no"
+    assert f"{rows[1]['model']} reads harmlessness+helpfulness: {answer}, asked by" in printed and printed.count(" reads ") == 1
+    assert (tmp_path / "out" / "rows.png").stat().st_size > 5000
+
+
+def test_govern_asks_about_a_constitution_and_comparisons_of_ones_own(tmp_path):
+    (tmp_path / "mine.yaml").write_text(
+        "name: mine\nprinciples:\n- id: calm\n  comparison: Which is calmer?\n  opposite: Which is wilder?\n")
+    lines = [{"chosen": f"\n\nHuman: Say {k}.\n\nAssistant: {k}, gladly.", "rejected": f"\n\nHuman: Say {k}.\n\nAssistant: No!"}
+             for k in range(5)]  # fmt: skip
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    picture = tmp_path / "there.png"
+    rows, _ = govern(tmp_path, "--constitution", tmp_path / "mine.yaml", "--comparisons", tmp_path / "pairs.jsonl",
+                     "--figure", picture)
+    assert [row["principles"] for row in rows] == ["mechanical", "mine"] and picture.is_file()
+    rows, printed = govern(tmp_path, "--constitution", tmp_path / "mine.yaml")  # no pairs of its own
+    assert "mine has no held-out pairs" in printed and rows[1]["principles"] == "mine"
+    (tmp_path / "mine.yaml").write_text("name: mine\nprinciples:\n- id: calm\n  comparison: Which is calmer?\n")
+    done = cai_nb("govern", tmp_path / "tiny", "--pairs", 3, "--constitution", tmp_path / "mine.yaml")
+    assert done.returncode == 1 and "add 'opposite: " in done.stderr and done.stderr.count("\n") == 1
 
 
 def test_ctrl_c_says_how_to_resume(monkeypatch, capsys):
