@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .dialogue import user
-from .recipe import ROLES
+from .recipe import PROBES, ROLES
 
 # %% ../nbs/10a_plan.ipynb #ac316e1d
 @dataclass(frozen=True)
@@ -166,7 +166,7 @@ def _supervised(recipe, harmful, benign):
 def _feedback(recipe, sampled, pairs):
     "Stages 3 and 4: so many pairs are sampled, so many labelled"
     f, p, prompt = recipe.feedback, recipe.preference, recipe.machine.prompt_tokens
-    probe, one, n = f.method == "probe", prompt + f.max_tokens, 2 * sampled
+    probe, one, n = f.method in PROBES, prompt + f.max_tokens, 2 * sampled
     both = prompt + 2 * f.max_tokens + 2 * REQUEST_TOKENS  # two responses in one multiple choice
     asked = one if probe else both
     yield Work("feedback", "pairs", n, "initial", n * prompt, LENGTH_SHARE * n * f.max_tokens, batch=f.batch_size)

@@ -155,13 +155,15 @@ class SFTSection(Section):
     max_length: Int = option(256, "longest prompt and completion together, in tokens", ge=16)
 
 # %% ../nbs/10_recipe.ipynb #7348b2eb
+PROBES = ("probe", "principle_judge")  # methods of labelling that read hidden states
+
 class FeedbackSection(Section):
     "Stage 3, section 4 of the paper: pairs from SL-CAI, labelled under the constitution"
     model: Helper = option("", "feedback model, or server:URL#MODEL; empty: the critic, for a probe the initial policy")
     adapter: adapter_of("auto", "none") = option(
         "auto", "auto: the critic's where feedback.model is empty; none; or a folder")
-    method: Literal["probe", "multiple_choice", "contrastive"] = option(
-        "probe", "multiple_choice: the paper's; contrastive: log-likelihoods; probe: fitted to labelled pairs")
+    method: Literal["probe", "principle_judge", "multiple_choice", "contrastive_choice", "contrastive"] = option(
+        "probe", "how to label: by multiple choice as in the paper, or by another way of notebooks 06 to 06c")
     pairs_per_prompt: Int = option(1, "pairs sampled for each training prompt; the paper: 1", ge=1)
     temperature: Float = option(1.0, "of sampling; 1 as in the paper", ge=0, le=4)
     max_tokens: Int = option(64, "longest response, in tokens", ge=1)
@@ -292,7 +294,7 @@ class Recipe(Section):
             if name.startswith("server:") and adapter != "none":
                 raise ValueError(f"{role}.adapter: {adapter[:80]!r} cannot be put into a server; "
                                  "serve the model with its adapter")
-        if self.feedback.method == "probe" and self.role("feedback")[0].startswith("server:"):
+        if self.feedback.method in PROBES and self.role("feedback")[0].startswith("server:"):
             raise ValueError("feedback.model: a probe reads hidden states, which a server does not give; "
                              "take feedback.method: multiple_choice")
         return self
@@ -306,7 +308,7 @@ class Recipe(Section):
             return self.preference.model or base, "none"
         if name == "responder":
             return self.responder.name or base, self.responder.adapter
-        if name == "feedback" and f.method == "probe":
+        if name == "feedback" and f.method in PROBES:
             return f.model or base, "none" if f.adapter == "auto" else f.adapter
         if name == "feedback" and (f.model or f.adapter != "auto"):
             return f.model or self.role("critic")[0], "none" if f.adapter == "auto" else f.adapter

@@ -13,7 +13,7 @@ from pathlib import Path
 from cai_nb.artifacts import get_model, load_for_sampling, load_model, prompts_of, reuse_stages, rl_prompts
 from cai_nb.artifacts import role_checkpoint_paths
 from cai_nb.dialogue import CaiError, assistant, user
-from cai_nb.judges import get_judges, heldout_pairs, judge_accuracy, make_evaluation_judges
+from cai_nb.judges import get_judges, get_principle_judge, heldout_pairs, judge_accuracy, make_evaluation_judges
 from cai_nb.plan import plan
 from cai_nb.records import KINDS, read_json, write_json, write_text
 from cai_nb.run import POLICIES, Run, RunError, checkpoint_paths, constitution_of, open_run, release_models, run_stage
@@ -113,17 +113,21 @@ def make_labeller(run, folder):
     "The recipe's method of labelling: a function (pairs, constitution) → comparison records"
     from cai_nb import feedback as fb
     from cai_nb.judge import Judges
+    from cai_nb.principle_judge import PrincipleJudge
     f = run.recipe.feedback
     settings = {"label_type": f.label, "clamp": f.clamp or None, "batch_size": f.batch_size}
-    methods = {"multiple_choice": fb.multiple_choice, "contrastive": fb.contrastive_log_likelihood}
+    methods = {"multiple_choice": fb.multiple_choice, "contrastive": fb.contrastive_log_likelihood,
+               "contrastive_choice": fb.contrastive_choice}
     if ask := methods.get(f.method):
         return lambda pairs, c: ask(get_model(run, "feedback"), pairs, c, seed=run.recipe.seed, **settings)
+    reads = f.method == "principle_judge"
     if (folder / "judge" / "judges.json").exists():
-        judges = Judges.load(folder / "judge", get_model(run, "feedback", local=True))
+        judge = (PrincipleJudge if reads else Judges).load(folder / "judge", get_model(run, "feedback", local=True))
     else:
-        judges = get_judges(run, "train")
-        judges.save(folder / "judge")
-    return lambda pairs, c: judges.label_pairs(pairs, c, **settings)
+        judge = get_principle_judge(run) if reads else get_judges(run, "train")
+        judge.save(folder / "judge")
+    settings |= {"seed": run.recipe.seed} if reads else {}
+    return lambda pairs, c: judge.label_pairs(pairs, c, **settings)
 
 def feedback_stage(run, folder):
     "Stage 3: pairs from SL-CAI, labelled under the constitution"
@@ -141,7 +145,7 @@ def feedback_stage(run, folder):
         mine, block = [p for p in todo if p["kind"] == kind], 8 * f.batch_size
         for at in range(0, len(mine), block):
             comparisons.extend(label(mine[at : at + block], constitution_of(run.recipe, kind)))
-    write_json(folder / "metrics.json", {"accuracy": label_accuracies(run, label)})
+    write_json(folder / "metrics.json", {"accuracy": label_accuracies(run, label), "steering": label_steering(run, label)})
     left_out = len(prompts) * f.pairs_per_prompt - len(pairs)
     return {"pairs": len(pairs), "comparisons": len(comparisons), "left_out": left_out}
 
@@ -164,6 +168,24 @@ def label_accuracies(run, label):
             pairs, records = pairs + held, records + (method(held, constitution) if held else [])
         if records:
             found[name] = label_accuracy(records, pairs)
+    return found
+
+def label_steering(run, label):
+    "{kind of prompt: row of `steering`} on held-out pairs; a note where the labels are not seen to follow the text"
+    from cai_nb.pairs import as_pairs, labelled_pairs
+    from cai_nb.steering import steering
+
+    f, found = run.recipe.feedback, {}
+    if f.method == "probe":
+        run.note("labels: a probe does not read the constitution's text; feedback.method: principle_judge does")
+    for kind in KINDS if f.check and f.method != "probe" else ():
+        constitution = constitution_of(run.recipe, kind)
+        held = as_pairs(labelled_pairs(constitution, "heldout", exemplars=False))[: f.check]
+        if held and all(p.opposite for p in constitution.for_comparison):
+            found[kind] = row = steering(label, held, constitution, symmetric=f.method != "multiple_choice")[0]
+            if row["low"] <= 0.5:
+                run.note(f"labels on {kind} prompts are not seen to follow the constitution's text: steered "
+                         f"{row['steered']:.2f} [{row['low']:.2f}, {row['high']:.2f}]; see cai-nb govern")
     return found
 
 # %% ../nbs/10f_stages.ipynb #78acd521

@@ -16,7 +16,7 @@ import numpy as np
 
 from .constitution import Ensemble, rng
 from .dialogue import as_messages, nearest, to_paper
-from .feedback import FeedbackError, multiple_choice, principle_for
+from .feedback import FeedbackError, contrastive_choice, multiple_choice, principle_for
 from .revision import critique_messages
 from .stats import bootstrap
 
@@ -257,6 +257,7 @@ def mechanical_pairs(
 # %% ../nbs/06b_steering.ipynb #5e000032
 METHODS = {  # of `cai-nb govern`: name -> (method, whether it is symmetric, see `steering`)
     "multiple_choice": (multiple_choice, False),
+    "contrastive_choice": (contrastive_choice, True),
 }
 
 def verdict(rows) -> str:  # rows of one model under one constitution, one for each method
