@@ -85,7 +85,7 @@ class Principle(_Form):
     critique: _Text = ""  # request for a critique (section 3.1)
     revision: _Text = ""  # request for a revision
     comparison: _Text = ""  # question for comparing two responses (section 4.1)
-    opposite: _Text = ""  # the comparison question turned round; no stage asks it yet
+    opposite: _Text = ""  # the comparison question turned round
     better: _Text = ""  # one statement of an assistant that follows the principle
     worse: _Text = ""  # and of one that violates it
     exemplars: Annotated[tuple[Exemplar, ...], Field(min_length=1)] = ()

@@ -145,7 +145,8 @@ def feedback_stage(run, folder):
         mine, block = [p for p in todo if p["kind"] == kind], 8 * f.batch_size
         for at in range(0, len(mine), block):
             comparisons.extend(label(mine[at : at + block], constitution_of(run.recipe, kind)))
-    write_json(folder / "metrics.json", {"accuracy": label_accuracies(run, label), "steering": label_steering(run, label)})
+    found = {"accuracy": label_accuracies(run, label), "steering": label_steering(run, label)}
+    write_json(folder / "metrics.json", found)
     left_out = len(prompts) * f.pairs_per_prompt - len(pairs)
     return {"pairs": len(pairs), "comparisons": len(comparisons), "left_out": left_out}
 

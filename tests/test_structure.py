@@ -14,10 +14,10 @@ import cai_nb
 
 ROOT = Path(__file__).resolve().parent.parent
 ROOMS = {  # the most lines that the modules of a room may have together
-    ("core", 5370): "dialogue chat_template records constitution text loading model prompts duplicates revision "
-                    "training sft responses pairs feedback judge steering preference ppo_math ppo_model ppo "
+    ("core", 5550): "dialogue chat_template records constitution text loading model prompts duplicates revision "
+                    "training sft responses pairs feedback judge steering principle_judge preference ppo_math ppo_model ppo "
                     "stats measures evaluation",
-    ("application", 3154): "schema recipe plan run artifacts judges stages report figures reading __main__ __init__",
+    ("application", 3200): "schema recipe plan run artifacts judges stages report figures reading __main__ __init__",
     ("engine room", 900): "engine cpu backends distributed",
 }
 STAGES = {"revision", "sft", "feedback", "preference", "ppo", "evaluation"}
