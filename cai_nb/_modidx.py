@@ -5,6 +5,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'cai_nb.artifacts.bundled_adapter': ('artifacts.html#bundled_adapter', 'cai_nb/artifacts.py'),
                                   'cai_nb.artifacts.check_facts': ('artifacts.html#check_facts', 'cai_nb/artifacts.py'),
                                   'cai_nb.artifacts.critic_adapter': ('artifacts.html#critic_adapter', 'cai_nb/artifacts.py'),
+                                  'cai_nb.artifacts.critique_texts': ('artifacts.html#critique_texts', 'cai_nb/artifacts.py'),
                                   'cai_nb.artifacts.exemplars_fingerprint': ('artifacts.html#exemplars_fingerprint', 'cai_nb/artifacts.py'),
                                   'cai_nb.artifacts.get_model': ('artifacts.html#get_model', 'cai_nb/artifacts.py'),
                                   'cai_nb.artifacts.load_for_sampling': ('artifacts.html#load_for_sampling', 'cai_nb/artifacts.py'),

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['select_prompts', 'longest_prompt', 'make_prompts', 'prompts_of', 'rl_prompts', 'exemplars_fingerprint',
            'bundled_adapter', 'critic_adapter', 'make_critic', 'role_checkpoint_paths', 'load_model',
-           'load_for_sampling', 'get_model', 'check_facts', 'reuse_stages']
+           'load_for_sampling', 'get_model', 'check_facts', 'critique_texts', 'reuse_stages']
 
 # %% ../nbs/10c_artifacts.ipynb #f689be8d
 import hashlib, json, shutil
@@ -15,8 +15,8 @@ from pathlib import Path
 from .dialogue import CaiError, data_path, user
 from .plan import REQUEST_TOKENS
 from .recipe import ROLES, differences, load_recipe
-from .records import iter_jsonl, read_json, whole_folder, write_json, write_text
-from .run import POLICIES, Run, RunError, checkpoint_paths, conflict, fingerprints, is_done
+from .records import KINDS, iter_jsonl, read_json, whole_folder, write_json, write_text
+from .run import POLICIES, Run, RunError, checkpoint_paths, conflict, constitution_of, fingerprints, is_done
 
 # %% ../nbs/10c_artifacts.ipynb #ee4002c9
 def select_prompts(
@@ -208,6 +208,18 @@ def check_facts(run, role, found):
         write_json(run.folder / "facts.json", {**facts, key: found})
 
 # %% ../nbs/10c_artifacts.ipynb #bc1bd195
+def critique_texts(recipe):
+    "{kind of prompt: what stages 1 and 2 take from its constitution}: weights, critiques, revisions, exemplars"
+    from cai_nb.constitution import Ensemble
+    found = {}
+    for kind in KINDS:
+        c = constitution_of(recipe, kind)
+        members = c.members if isinstance(c, Ensemble) else ((c, 1.0),)
+        able = [(m.for_critique, weight) for m, weight in members if m.for_critique]
+        found[kind] = [(weight if len(able) > 1 else 1, [(p.id, p.critique, p.revision, p.exemplars) for p in some])
+                       for some, weight in able]
+    return found
+
 def reuse_stages(run, source):
     "Copy from the run folder `source` what this run's recipe would make in the same way; returns the stages' names"
     other = Run(source, load_recipe(Path(source) / "recipe.yaml"))
@@ -215,6 +227,8 @@ def reuse_stages(run, source):
         raise RunError(why)
     changed = differences(other.recipe, run.recipe)
     sections = {key.split(".")[0] for key in changed}
+    if "constitution" in sections and critique_texts(other.recipe) == critique_texts(run.recipe):
+        sections = sections - {"constitution"} | {"feedback"}  # only the comparisons ask something else
     if shared := sorted(sections - {s.name for s in run.steps}):
         raise RunError(f"{other.folder} differs in {', '.join(shared)}, which every stage depends on: nothing of it "
                        "can be reused. Leave --from away")

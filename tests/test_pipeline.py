@@ -23,6 +23,7 @@ from tiny import tiny_folder
 
 from cai_nb import artifacts, judges, plan as plan_, run as run_, stages
 from cai_nb.__main__ import main
+from cai_nb.constitution import Constitution
 from cai_nb.dialogue import CaiError
 from cai_nb.pairs import labelled_comparisons, labelled_pairs
 from cai_nb.model import LanguageModel
@@ -791,6 +792,27 @@ def test_a_run_from_another_holds_out_as_many_prompts_as_its_recipe_says(half, t
     assert not (tmp_path / "more" / "1-revision").exists()
     same = stages.run_recipe(load_recipe(old, ["ppo.clip=0.1"]), tmp_path / "same", stages=["revision"], source=old, note=quiet)
     assert (same.folder / "prompts.jsonl").read_bytes() == (old / "prompts.jsonl").read_bytes()
+
+
+def test_a_changed_comparison_keeps_revisions_and_sl_cai(half, tmp_path):
+    recipe, old = half
+    kinds = [k for k in ("harmful_prompts", "benign_prompts") if "harmlessness" in recipe[f"constitution.{k}"]]
+    before = Constitution.load("harmlessness")
+    principle = before["no-harm"]
+
+    def changed(name, **texts):
+        file = tmp_path / f"{name}.yaml"
+        principles = [dataclasses.replace(p, **texts) if p == principle else p for p in before]
+        file.write_text(dataclasses.replace(before, principles=tuple(principles)).to_yaml(), encoding="utf-8")
+        weights = [f"constitution.{k}={json.dumps({str(file) if n == 'harmlessness' else n: w for n, w in recipe[f'constitution.{k}'].items()})}"
+                   for k in kinds]
+        return stages.run_recipe(load_recipe(old, weights), tmp_path / name, stages=["revision"], source=old, note=quiet)
+
+    run = changed("compared", comparison="Which response is longer?", opposite="Which response is shorter?")
+    assert run.done("sft") == run_.Run(old, recipe).done("sft")
+    assert not run.done("feedback"), "labels are under another sentence"
+    with pytest.raises(run_.RunError, match="every stage depends on"):
+        changed("criticised", critique="Say whether the response is long.")
 
 
 @pytest.fixture
