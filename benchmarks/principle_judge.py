@@ -69,10 +69,12 @@ class Measured:
         self.right = np.array([1 if p["better"] == 0 else -1 for p in self.pairs])
         self.checks = [name for name in CHECKS if name in judge.reader.axes and (self.truth[name] != 0).sum() >= 10]
 
-    def of_constitution(self, what, margins):  # (N,), nats for the first response
+    def of_constitution(self, what, margins, reads=True):  # (N,), nats for the first response
         prompts = [json.dumps(as_messages(p["prompt"])) for p in self.pairs]
         found = bootstrap((margins*self.right > 0).astype(float), prompts)
-        return self.row("constitutions", what, found, len(self.pairs))
+        row = self.row("constitutions", what, found, len(self.pairs))
+        same = {"accuracy_opposite": row["accuracy"], "steered": 0.5, "low": 0.5, "high": 0.5}  # the opposite changes nothing
+        return row if reads else row | same
 
     def of_checks(self, what, by_check):  # {check: [share of pairs]}, a list of wordings
         means = [float(np.mean(shares)) for shares in by_check.values()]
@@ -116,7 +118,7 @@ def two_probes(model, judge, sentences, sets, constitutions, mechanical):
         named = [where[p["principle"]] for p in m.pairs]
         every = margins_of(m, reader, columns, own)
         rows += [m.of_constitution("in training", every[named, range(len(named))]),
-                 m.of_constitution("the probe of 06a, which reads nothing", m.odds[:, judge.reader.axes.index(QUALITY)]),
+                 m.of_constitution("the probe of 06a, which reads nothing", m.odds[:, judge.reader.axes.index(QUALITY)], reads=False),
                  m.mechanical(EVERY, margins_of(m, reader, columns, mechanical), mechanical)]
         told = {name: [m.share(name, m.odds[:, judge.reader.axes.index(name)])] for name in m.checks}
         rows.append(m.of_checks("ceiling: told which check is meant", told))
