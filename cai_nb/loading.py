@@ -148,7 +148,7 @@ def _from_hub(model, gguf: Path, out: Path) -> dict:
 def _set_pad_token(tokenizer):
     "Give the tokenizer a padding token that is not its end token, if it has any other special token; in place."
     if tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
-        others = [tokenizer.unk_token, tokenizer.bos_token, *tokenizer.get_added_vocab()]
+        others = [tokenizer.unk_token, tokenizer.bos_token, *({"<|endoftext|>"} & set(tokenizer.get_added_vocab()))]
         tokenizer.pad_token = next((t for t in others if t not in (None, tokenizer.eos_token)), tokenizer.eos_token)
 
 def _convert_gguf(gguf: Path, out: Path):
