@@ -350,24 +350,25 @@ def govern_figure(rows, path):
 def govern_command(args):
     "Does a feedback model read the constitution?"
     import json
-    from functools import partial
     from cai_nb.feedback import comparison_question, principle_for
+    from cai_nb.judges import reading_methods
     from cai_nb.reading import as_text, model_loaders
-    from cai_nb.steering import METHODS, remembering, steering, verdict
+    from cai_nb.steering import remembering, steering, verdict
     if args.pairs < 2:
         raise CommandError("--pairs must be 2 or more; 96 give an interval of about ±0.1")
     sets, rows, said = pairs_to_ask(args), [], []
     for name, load in model_loaders(args.models).items():
         model = remembering(load())
+        methods = reading_methods(model)
         for constitution, pairs in sets:
             asked = [comparison_question(p["prompt"], *p["responses"], principle_for(p, constitution)) for p in pairs]
             pairs, mine = [p for p, ok in zip(pairs, model.fits(asked, 32)) if ok], []  # an opposite may be longer
-            for method, (ask, symmetric) in METHODS.items():
+            for method, (label_pairs, symmetric) in methods.items():
                 say(f"{visible(name)}: {len(pairs)} pairs under {visible(constitution.name)}, {method}")
-                found = steering(partial(ask, model), pairs, constitution, symmetric=symmetric)
+                found = steering(label_pairs, pairs, constitution, symmetric=symmetric)
                 mine += [{**row, "model": name} for row in found]
             rows += mine
-        said.append(verdict(mine))  # under the last, the constitution that is meant
+        said += map(verdict, mine)  # under the last, the constitution that is meant
     print(as_text([{k: f"{v:.2f}" if isinstance(v, float) else v for k, v in row.items()} for row in rows]))
     print("\n" + "\n".join(map(visible, said)))
     if args.json:

@@ -260,15 +260,14 @@ METHODS = {  # of `cai-nb govern`: name -> (method, whether it is symmetric, see
     "contrastive_choice": (contrastive_choice, True),
 }
 
-def verdict(rows) -> str:  # rows of one model under one constitution, one for each method
-    'One sentence: "yes" only if the interval of the method that is steered best lies above 0.5.'
-    best = max(rows, key=lambda row: row["low"])
-    found = (f"asked by {best['method']}, the label moves the right way in {best['steered']:.2f} "
-             f"[{best['low']:.2f}, {best['high']:.2f}] of {best['n']} pairs")
-    if best["low"] > 0.5:
-        return f"{best['model']} reads {best['principles']}: yes, {found}."
-    return (f"{best['model']} reads {best['principles']}: no, {found}, and 0.50 is chance; what it says is not seen "
-            "to reach the labels, so take a larger feedback model, or a probe fitted to labelled pairs.")
+def verdict(row) -> str:  # what `steering` gives
+    'One sentence: "yes" only if the interval of `steered` lies above 0.5.'
+    found = (f"asked by {row['method']}, the label moves the right way in {row['steered']:.2f} "
+             f"[{row['low']:.2f}, {row['high']:.2f}] of {row['n']} pairs")
+    if row["low"] > 0.5:
+        return f"{row['model']} reads {row['principles']}: yes, {found}."
+    return (f"{row['model']} reads {row['principles']}: no, {found}, and 0.50 is chance; what it says is not seen "
+            "to reach the labels, so take a larger feedback model, or the principle judge (notebook 06c).")
 
 # %% ../nbs/06b_steering.ipynb #5e000043
 def remembering(model):  # a LanguageModel, or another with `option_logprobs`

@@ -139,11 +139,15 @@ def govern(tmp_path, *words):
 
 def test_govern_says_no_of_a_model_of_random_weights(tmp_path):
     rows, printed = govern(tmp_path)
-    assert [row["principles"] for row in rows] == ["mechanical", "harmlessness+helpfulness"]
-    assert all(row["n"] == 3 and row["method"] == "multiple_choice" and row["model"] in printed for row in rows)
+    methods = ["multiple_choice", "contrastive_choice"]
+    asked = [(row["principles"], row["method"]) for row in rows]
+    assert asked == [(name, method) for name in ("mechanical", "harmlessness+helpfulness") for method in methods]
+    assert all(row["n"] == 3 and row["model"] in printed for row in rows)
     assert all(0 <= row["low"] <= row["steered"] <= row["high"] <= 1 for row in rows)
-    answer = "yes" if rows[1]["low"] > 0.5 else "no"
-    assert f"{rows[1]['model']} reads harmlessness+helpfulness: {answer}, asked by" in printed and printed.count(" reads ") == 1
+    for row in rows[2:]:
+        answer = "yes" if row["low"] > 0.5 else "no"
+        assert f"{row['model']} reads harmlessness+helpfulness: {answer}, asked by {row['method']}" in printed
+    assert printed.count(" reads ") == 2
     assert (tmp_path / "out" / "rows.png").stat().st_size > 5000
 
 
@@ -156,9 +160,9 @@ def test_govern_asks_about_a_constitution_and_comparisons_of_ones_own(tmp_path):
     picture = tmp_path / "there.png"
     rows, _ = govern(tmp_path, "--constitution", tmp_path / "mine.yaml", "--comparisons", tmp_path / "pairs.jsonl",
                      "--figure", picture)
-    assert [row["principles"] for row in rows] == ["mechanical", "mine"] and picture.is_file()
+    assert [row["principles"] for row in rows] == ["mechanical"]*2 + ["mine"]*2 and picture.is_file()
     rows, printed = govern(tmp_path, "--constitution", tmp_path / "mine.yaml")  # no pairs of its own
-    assert "mine has no held-out pairs" in printed and rows[1]["principles"] == "mine"
+    assert "mine has no held-out pairs" in printed and rows[2]["principles"] == "mine"
     (tmp_path / "mine.yaml").write_text("name: mine\nprinciples:\n- id: calm\n  comparison: Which is calmer?\n")
     done = cai_nb("govern", tmp_path / "tiny", "--pairs", 3, "--constitution", tmp_path / "mine.yaml")
     assert done.returncode == 1 and "add 'opposite: " in done.stderr and done.stderr.count("\n") == 1

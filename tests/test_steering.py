@@ -186,7 +186,7 @@ def test_steering_tells_a_reader_from_one_that_is_merely_right(sign, right, stil
     assert (row["accuracy"], row["accuracy_opposite"], row["steered"]) == (right, still, moved)
     assert row["low"] <= moved <= row["high"] and row["n"] == len(PAIRS)
     assert (row["model"], row["method"], row["principles"]) == ("me", f"follow {sign}", "mechanical")
-    assert ("yes" in verdict([row])) == (sign == 1)
+    assert ("yes" in verdict(row)) == (sign == 1)
 
 
 def test_a_probe_is_steered_by_nothing(model):
@@ -196,7 +196,7 @@ def test_a_probe_is_steered_by_nothing(model):
     judge = Judge.fit(model, rows[:40], layers=(2, 4))
     (row,) = steering(judge.label_pairs, as_pairs(rows[:40]), HARMLESSNESS)
     assert row["steered"] == row["low"] == row["high"] == 0.5
-    assert row["accuracy"] == row["accuracy_opposite"] != 0.5 and verdict([row]).startswith(f"{model.id} reads harmlessness: no")
+    assert row["accuracy"] == row["accuracy_opposite"] != 0.5 and verdict(row).startswith(f"{model.id} reads harmlessness: no")
 
 
 def test_multiple_choice_is_asked_the_opposite_question(model):
@@ -264,10 +264,10 @@ def test_mechanical_pairs_are_true_untied_and_spread_over_the_checks():
         mechanical_pairs(HELDOUT, HARMLESSNESS)
 
 
-def test_the_verdict_is_that_of_the_method_steered_best():
+def test_the_verdict_is_yes_only_above_one_half():
     row = {"model": "m", "method": "a", "principles": "c", "steered": 0.6, "low": 0.5, "high": 0.7, "n": 9}
-    assert verdict([row]).startswith("m reads c: no, asked by a") and "larger feedback model" in verdict([row])
-    assert verdict([row, {**row, "method": "b", "low": 0.51}]).startswith("m reads c: yes, asked by b")
+    assert verdict(row).startswith("m reads c: no, asked by a") and "larger feedback model" in verdict(row)
+    assert verdict({**row, "low": 0.51}).startswith("m reads c: yes, asked by a")
 
 
 def test_a_critique_is_attributed_to_the_request_that_makes_it_most_probable(model):

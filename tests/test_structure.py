@@ -17,7 +17,7 @@ ROOMS = {  # the most lines that the modules of a room may have together
     ("core", 5550): "dialogue chat_template records constitution text loading model prompts duplicates revision "
                     "training sft responses pairs feedback judge steering principle_judge preference ppo_math ppo_model ppo "
                     "stats measures evaluation",
-    ("application", 3215): "schema recipe plan run artifacts judges stages report figures reading __main__ __init__",
+    ("application", 3225): "schema recipe plan run artifacts judges stages report figures reading __main__ __init__",
     ("engine room", 900): "engine cpu backends distributed",
 }
 STAGES = {"revision", "sft", "feedback", "preference", "ppo", "evaluation"}
