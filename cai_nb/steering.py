@@ -301,8 +301,8 @@ def critique_attribution(
     own = logprobs[np.arange(len(critiques)), [[p.id for p in principles].index(c["principle"]) for c in critiques]]
     ranks, probs = 1 + (logprobs > own[:, None]).sum(1), np.exp(own - np.logaddexp.reduce(logprobs, 1))
     prompts = [to_paper(as_messages(c["prompt"])) for c in critiques]
-    right, rank = bootstrap(ranks == 1, prompts), bootstrap(ranks, prompts)
+    right, rank = bootstrap(ranks == 1, prompts), bootstrap(ranks + 1, prompts)  # 2 and more: no shares
     return {"accuracy": right.mean, "low": right.low, "high": right.high, "chance": 1/len(principles),
-            "mean_rank": rank.mean, "rank_low": rank.low, "rank_high": rank.high,
+            "mean_rank": rank.mean - 1, "rank_low": rank.low - 1, "rank_high": rank.high - 1,
             "chance_rank": (len(principles) + 1)/2, "mean_prob": float(probs.mean()),
             "prompts": right.n, "n": len(critiques)}
