@@ -168,7 +168,7 @@ class PrincipleJudge:
             records.append(comparison_record(
                 pair, expit(float(g @ margins)), "principle_judge", label_type, clamp, principles=[principle.id],
                 constitution=constitution.fingerprint, model=self.reader.model.id,
-                read_as={self.reader.axes[k]: round(float(g[k]), 3) for k in top}))
+                read_as={self.reader.axes[k]: round(float(g[k]), 3) + 0.0 for k in top}))
         return records
 
     def log_odds(self, pairs, batch_size: int = 32) -> np.ndarray:  # (N, K), nats
