@@ -79,12 +79,20 @@ def test_the_blind_reading_is_quoted_as_it_was_saved():
 
 def test_what_is_said_of_the_critic_is_what_was_measured():
     found = saved("benchmarks", "results", "critic-principles.json")
-    gain = next(r for r in found["rows"] if r["text"] == "critique" and "identical" not in r)
+    critique, revision = (r for r in found["rows"] if "identical" not in r)
     own = found["guesses"][0]
+    assert interval(critique, "similarity") in CARD
     for page in (README, CARD):
-        assert interval(gain, "similarity") in page
+        assert interval(revision, "similarity") in page
         assert interval(own, "accuracy") in page and f"{own['chance']:.2f}" in page
-    assert found["seeds"] == [0, 1] and gain["prompts"] == 48
+    assert found["seeds"] == [0] and critique["prompts"] == 48
+
+
+def test_what_is_said_of_the_principle_judge_is_what_was_measured():
+    rows = {row["what"]: row for row in saved("benchmarks", "results", "principle-judge.json")["rows"] if row["split"] == "judge"}
+    for what in ("each principle left out of training", "checks left out of training"):
+        assert interval(rows[what], "steered") in README and interval(rows[what], "steered") in CARD
+    assert interval(rows["in training"], "steered") in CARD and interval(rows["all wordings new, all checks known"], "steered") in CARD
 
 
 def test_refusal_rates_in_the_prose_are_those_of_the_runs():

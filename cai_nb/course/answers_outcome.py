@@ -519,7 +519,7 @@ def _flops_inputs(rng):
     "each weight is a multiplication and an addition":
         lambda n, read, trained: (n*read + 3*n*trained, n*read + 2*n*trained)})
 def train_flops(n, read, trained):
-    return tuple(Work("", "", 1, read, trained=trained, lora=a).flops(Shape(n, 1, 1, "")) for a in (False, True))
+    return tuple(Work("", "", 1, read=read, trained=trained, lora=a).flops(Shape(n, 1, 1, "")) for a in (False, True))
 
 # %% ../../nbs/13d_answers_outcome.ipynb #d9c97b07
 def _sampling_inputs(rng):
