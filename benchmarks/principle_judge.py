@@ -237,7 +237,7 @@ def attention(model, measured, pairs, mechanical, layers=(6, 12, 18, 24, 30), se
         test = left_out & (part == "test")
         unseen |= dict(zip(np.flatnonzero(test), right((part == "train") & ~left_out, test)))
     return [measured.of_checks(f"attention: {what}", {n: [v for i, v in found.items() if name[i] == n] for n in measured.checks})
-            for what, found in ((EVERY, known), ("checks left out of training", unseen))]
+            for what, found in (("wordings and checks known", known), ("checks left out of training", unseen))]
 
 
 def response_features(measured, judge):
