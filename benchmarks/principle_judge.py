@@ -1,4 +1,4 @@
-"""The judge that reads its principle (notebook 06c): where it follows the text, where it does not, and what else was tried.
+"""The judge that reads its principle (notebook 06c): where it follows the text and where not; what else was tried.
 
     python benchmarks/principle_judge.py [--json benchmarks/results/principle-judge.json]
 
@@ -57,7 +57,8 @@ class Remembering:
 
 def truths(pairs):
     "{check: (N,) +1 where the first response has more of it, -1 where the second has, 0 for a tie}"
-    return {name: np.sign([check(p["responses"][0]) - check(p["responses"][1]) for p in pairs]) for name, check in CHECKS.items()}
+    values = {name: [[check(text) for text in p["responses"]] for p in pairs] for name, check in CHECKS.items()}
+    return {name: np.sign([first - second for first, second in found]) for name, found in values.items()}
 
 
 class Measured:
@@ -73,7 +74,7 @@ class Measured:
         prompts = [json.dumps(as_messages(p["prompt"])) for p in self.pairs]
         found = bootstrap((margins*self.right > 0).astype(float), prompts)
         row = self.row("constitutions", what, found, len(self.pairs))
-        same = {"accuracy_opposite": row["accuracy"], "steered": 0.5, "low": 0.5, "high": 0.5}  # the opposite changes nothing
+        same = {"accuracy_opposite": row["accuracy"], "steered": 0.5, "low": 0.5, "high": 0.5}  # nothing changes
         return row if reads else row | same
 
     def of_checks(self, what, by_check):  # {check: [share of pairs]}, a list of wordings
@@ -118,7 +119,8 @@ def two_probes(model, judge, sentences, sets, constitutions, mechanical):
         named = [where[p["principle"]] for p in m.pairs]
         every = margins_of(m, reader, columns, own)
         rows += [m.of_constitution("in training", every[named, range(len(named))]),
-                 m.of_constitution("the probe of 06a, which reads nothing", m.odds[:, judge.reader.axes.index(QUALITY)], reads=False),
+                 m.of_constitution("the probe of 06a, which reads nothing",
+                                   m.odds[:, judge.reader.axes.index(QUALITY)], reads=False),
                  m.mechanical(EVERY, margins_of(m, reader, columns, mechanical), mechanical)]
         told = {name: [m.share(name, m.odds[:, judge.reader.axes.index(name)])] for name in m.checks}
         rows.append(m.of_checks("ceiling: told which check is meant", told))
@@ -139,9 +141,10 @@ def two_probes(model, judge, sentences, sets, constitutions, mechanical):
             unseen[m.split] |= m.mechanical("", margins_of(m, reader, columns, mechanical), mechanical, only)
     rows += [m.of_checks("checks left out of training", unseen[m.split]) for m in sets]
     for n in (1, 2, 4):
-        fewer = {axis: pairs if axis == QUALITY else pairs[:n] for axis, pairs in sentences.items() if axis in judge.reader.axes}
+        fewer = {axis: pairs if axis == QUALITY else pairs[:n] for axis, pairs in sentences.items()}
         reader, columns = with_reader(judge, Reader.fit(model, fewer))
-        rows += [m.mechanical(f"{n} sentences a check", margins_of(m, reader, columns, mechanical), mechanical) for m in sets]
+        for m in sets:
+            rows.append(m.mechanical(f"{n} sentences a check", margins_of(m, reader, columns, mechanical), mechanical))
     return rows
 
 

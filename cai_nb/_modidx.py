@@ -1113,6 +1113,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'cai_nb.judges.judge_training_pairs': ('judges.html#judge_training_pairs', 'cai_nb/judges.py'),
                                'cai_nb.judges.make_evaluation_judges': ('judges.html#make_evaluation_judges', 'cai_nb/judges.py'),
                                'cai_nb.judges.make_judges': ('judges.html#make_judges', 'cai_nb/judges.py'),
+                               'cai_nb.judges.package_principle_judge': ('judges.html#package_principle_judge', 'cai_nb/judges.py'),
                                'cai_nb.judges.reading_methods': ('judges.html#reading_methods', 'cai_nb/judges.py'),
                                'cai_nb.judges.scale_layers': ('judges.html#scale_layers', 'cai_nb/judges.py'),
                                'cai_nb.judges.texts_fingerprint': ('judges.html#texts_fingerprint', 'cai_nb/judges.py')},

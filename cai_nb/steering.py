@@ -166,6 +166,10 @@ CHECKS = {  # NAME: function of a response's text to a number; the principles NA
                       "someone_you_trust"),
     "examples": _any_of("for_example for_instance such_as e.g examples? including"),
     "reasons": _any_of("because since so_that due_to therefore reason reasons as_a_result in_order_to that's_why"),
+}
+
+# %% ../nbs/06b_steering.ipynb #ab4ef066
+CHECKS |= {
     # words
     "speaks-of-itself": _any_of("i me my mine myself"),
     "addresses-the-reader": _any_of("you your yours yourself"),
